@@ -116,7 +116,7 @@ def setting(default: Any, parse: Parse, says: str, *, secret: bool = False) -> A
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:  # ruff: noqa: RUF009 - `setting` makes a field, nothing that is shared
+class Settings:
     host: str = setting("127.0.0.1", _text, "Address to listen on.")
     port: int = setting(8000, _port, "Port to listen on; 0 takes a free one.")
     data_dir: Path = setting(

@@ -1,0 +1,38 @@
+"""Bring a database to the newest migration."""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.ext.asyncio import create_async_engine
+
+#: Any fixed number: PostgreSQL's advisory lock that lets one process migrate at a time.
+_LOCK = 7_306_140_021
+
+
+async def migrate(url: str) -> None:
+    """Run what is missing, in one transaction. Two processes at once: the second waits, then finds nothing.
+
+    `url` is `sqlite:///path` or `postgresql://...`. SQLite blocks the event loop: call this before serving.
+    """
+    if url.startswith("sqlite"):
+        engine = sa.create_engine(url, connect_args={"timeout": 60})
+        with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _upgrade(connection)
+            connection.commit()
+        engine.dispose()
+        return
+    remote = create_async_engine(sa.make_url(url).set(drivername="postgresql+asyncpg"))
+    async with remote.begin() as session:
+        await session.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        await session.run_sync(_upgrade)
+    await remote.dispose()
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
