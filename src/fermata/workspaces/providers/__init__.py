@@ -1,0 +1,1 @@
+"""The hosts that repositories can live on, one file each."""
