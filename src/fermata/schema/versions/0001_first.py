@@ -7,11 +7,11 @@ revision = "0001"
 down_revision = None
 
 
-def _text(name: str, *constraints: object, nullable: bool = False) -> sa.Column:
+def _text(name: str, *constraints: sa.ForeignKey, nullable: bool = False) -> sa.Column[str]:
     return sa.Column(name, sa.Text, *constraints, nullable=nullable)
 
 
-def _number(name: str, *, nullable: bool = False) -> sa.Column:
+def _number(name: str, *, nullable: bool = False) -> sa.Column[int]:
     return sa.Column(name, sa.BigInteger, nullable=nullable)
 
 
@@ -221,6 +221,7 @@ def _runs() -> None:
         "uq_runs_live", "runs", ["kind", "key"], unique=True, sqlite_where=live, postgresql_where=live
     )
     op.create_index("ix_runs_due", "runs", ["due_at"], sqlite_where=live, postgresql_where=live)
+    op.create_index("ix_runs_owner", "runs", ["lease_owner"], sqlite_where=live, postgresql_where=live)
     op.create_table(
         "run_steps",
         _text("run_id", _ref("runs.id")),

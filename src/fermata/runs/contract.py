@@ -1,0 +1,83 @@
+"""What does the work of a run, and what it may use meanwhile."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+from fermata.kit.clock import Clock
+from fermata.kit.database import Connection, Database
+from fermata.runs import store
+from fermata.runs.model import RetryPolicy, Run, RunState
+
+T = TypeVar("T")
+
+
+class RunHandle:
+    """A claimed run in the hands of its handler. Every write goes through it and proves the fence."""
+
+    def __init__(self, run: Run, database: Database, clock: Clock) -> None:
+        self.run = run
+        #: Set when somebody asked for the run to end soon.
+        self.stopping = asyncio.Event()
+        self.ended = False
+        self._database = database
+        self._clock = clock
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await self._database.read(work)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """`work` in a transaction in which the run is still ours; `LeaseLostError` and no write otherwise."""
+        run = self.run
+
+        def guarded(connection: Connection) -> T:
+            store.guard(connection, run.id, run.fence)
+            return work(connection)
+
+        return await self._database.write(guarded)
+
+    async def end(
+        self,
+        state: RunState,
+        work: Callable[[Connection], Any] = lambda _: None,
+        *,
+        result: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> None:
+        """End the run in the same transaction as `work`."""
+        run = self.run
+
+        def ending(connection: Connection) -> None:
+            store.guard(connection, run.id, run.fence)
+            work(connection)
+            store.end(connection, run.id, run.fence, state, at=self._clock.now(), result=result, error=error)
+
+        await self._database.write(ending)
+        self.ended = True
+
+
+class Handler(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def at_once(self) -> int:
+        """Runs of this kind that one process works on at the same time."""
+        ...
+
+    @property
+    def policy(self) -> RetryPolicy: ...
+
+    async def work(self, handle: RunHandle) -> dict[str, Any] | None:
+        """Do it, from wherever an earlier attempt came to. The answer is the run's result, unless the handler
+        ended the run itself. A `FermataError` of a kind that may pass is tried again, others fail the run.
+        When cancelled, end what was started and write nothing."""
+        ...
+
+    def give_up(self, connection: Connection, run: Run, error: dict[str, Any]) -> None:
+        """The run fails for good, in this transaction: free what others wait for. Touches rows only."""
+        ...
