@@ -4,7 +4,9 @@
 Rules that hold for every method:
 
 - *Names.* A sandbox is known by its name, unique within the provider: letters, digits, `_ . -`, 1 to 128
-  characters, chosen by the caller. A name is never reused for other content while the old disk exists.
+  characters, the first a letter or digit, chosen by the caller. Under any other name nothing can be made
+  (`SandboxFailedError`) and nothing exists. A name is never reused for other content while the old disk
+  exists.
 - *Durability.* What a method created or kept before it returned survives `kill -9` of this process: a
   sandbox that was running is then *stopped*, with its disk as the last completed write left it.
 - *Idempotence.* `stop`, `resume`, `destroy` may be called twice, or by two processes at once, and have
@@ -144,6 +146,7 @@ class FileStat:
     kind: FileKind
     size: int
     modified_at: datetime
+    #: Permission bits, 0 to 0o7777.
     mode: int
 
 
@@ -198,8 +201,9 @@ class Sandbox(Protocol):
 
         At the time limit the command and everything it started are killed; what it had written is
         returned with `timed_out`. A background child that keeps the output open does not delay the
-        return by more than 0.25 s after the command itself has ended. A program that does not exist
-        is exit status 127, one that cannot be run 126, with a line on stderr. `output_limit` bounds each
+        return by more than 0.25 s after the command itself has ended, and lives on until the sandbox
+        stops. A program that does not exist is exit status 127, one that cannot be run 126 (also: no
+        program named, a NUL byte in an argument), with a line on stderr. `output_limit` bounds each
         stream in bytes. Raises `SandboxPathError` when `cwd` is not a directory.
         """
         ...
@@ -254,7 +258,9 @@ class Sandbox(Protocol):
         ...
 
     async def list_directory(self, path: str, *, limit: int = 10_000) -> list[DirectoryEntry]:
-        """Entries by name, without `.` and `..`, at most `limit`. `SandboxPathError` if not a directory."""
+        """Entries in the order of their names, without `.` and `..`, at most the first `limit`.
+
+        `SandboxPathError` if it is not a directory."""
         ...
 
 
