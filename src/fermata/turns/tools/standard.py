@@ -1,0 +1,10 @@
+"""The tools that every turn has."""
+
+from fermata.turns.tools.bash import Bash
+from fermata.turns.tools.files import Edit, Read, Write
+from fermata.turns.tools.todo import TodoWrite
+from fermata.turns.toolset import Toolset
+
+
+def standard_tools() -> Toolset:
+    return Toolset((Bash(), Read(), Write(), Edit(), TodoWrite()))
