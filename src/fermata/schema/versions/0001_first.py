@@ -7,8 +7,12 @@ revision = "0001"
 down_revision = None
 
 
+#: Text compares by its bytes, as in SQLite, whatever the locale of the database.
+_TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
 def _text(name: str, *constraints: sa.ForeignKey, nullable: bool = False) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, *constraints, nullable=nullable)
+    return sa.Column(name, _TEXT, *constraints, nullable=nullable)
 
 
 def _number(name: str, *, nullable: bool = False) -> sa.Column[int]:
@@ -91,6 +95,7 @@ def _sessions() -> None:
         _text("organization_id", _ref("accounts.id"), nullable=True),
         _text("artist_id", _ref("accounts.id", "SET NULL"), nullable=True),
         _text("title"),
+        _text("title_folded"),
         _text("status"),
         _text("repo_owner", nullable=True),
         _text("repo_name", nullable=True),
@@ -108,7 +113,7 @@ def _sessions() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("ix_sessions_account", "sessions", ["account_id", "active_at", "id"])
-    op.create_index("ix_sessions_account_title", "sessions", ["account_id", "title"])
+    op.create_index("ix_sessions_account_title", "sessions", ["account_id", "title_folded"])
     op.create_index("ix_sessions_organization", "sessions", ["organization_id", "active_at", "id"])
     op.create_index("ix_sessions_artist", "sessions", ["artist_id"])
     op.create_table(
