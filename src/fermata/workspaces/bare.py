@@ -103,7 +103,8 @@ def _object(kind: str, content: bytes) -> tuple[str, bytes]:
 def make_private(path: Path) -> None:
     """A directory for this server only, with its parents. One that is there is left as it is."""
     if not path.is_dir():
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
         _sync_directory(path.parent)
 
 

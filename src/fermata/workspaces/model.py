@@ -11,7 +11,7 @@ DEFAULT_BRANCH = "main"
 
 _OWNER = re.compile(r"[A-Za-z0-9](?:-?[A-Za-z0-9])*")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
-_URL = re.compile(r"(?i:https://github\.com)/(?P<owner>[^/]+)/(?P<name>[^/]+?)(?:\.git)?/?")
+_URL = re.compile(r"(?ai:https://github\.com)/(?P<owner>[^/]+)/(?P<name>[^/]+?)(?:\.git)?/?")
 _OBJECT_ID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 #: Git refuses these anywhere in a reference: control characters, space, and what its revision syntax uses.
 _BRANCH_REFUSED = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)")

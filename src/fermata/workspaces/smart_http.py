@@ -5,6 +5,7 @@ request on and sends the answer. Everything said here is what `git http-backend`
 that serve files.
 """
 
+import os
 import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable
@@ -99,14 +100,42 @@ async def _converse(
     ):
         process.feed(body)
         answered = False
-        while piece := await process.read():
-            answered = True
-            yield piece
+        output = _output(process)
+        async with aclosing(output if service == READ else _hide(output, _real_path(repository))) as pieces:
+            async for piece in pieces:
+                answered = True
+                yield piece
         code, stderr = await process.wait()
         if code != 0:
             error = git.failure(verb, code, stderr)
             if not answered:
                 raise error
+
+
+async def _output(process: git.Git) -> AsyncGenerator[bytes, None]:
+    while piece := await process.read():
+        yield piece
+
+
+def _real_path(repository: Path) -> bytes:
+    return os.fsencode(repository.resolve())
+
+
+async def _hide(pieces: AsyncGenerator[bytes, None], path: bytes) -> AsyncGenerator[bytes, None]:
+    """Make `path` look like `./`, also across pieces. In place, because packets say how long they are.
+
+    Git names the repository's place on the disk when it cannot write there. Only for the report of a push:
+    in a clone the bytes could be a file's.
+    """
+    held = b""
+    async for piece in pieces:
+        data = (held + piece).replace(path, b"." + b"/" * (len(path) - 1))
+        kept = next((size for size in range(len(path) - 1, 0, -1) if data.endswith(path[:size])), 0)
+        data, held = data[: len(data) - kept], data[len(data) - kept :]
+        if data:
+            yield data
+    if held:
+        yield held
 
 
 def _environment(version: int) -> dict[str, str]:
