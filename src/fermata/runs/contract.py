@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -11,6 +12,13 @@ from fermata.runs import store
 from fermata.runs.model import RetryPolicy, Run, RunState
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Not yet: begin this run again at `due_at`. That is no failure and starts the count of attempts anew."""
+
+    due_at: datetime
 
 
 class RunHandle:
@@ -72,7 +80,7 @@ class Handler(Protocol):
     @property
     def policy(self) -> RetryPolicy: ...
 
-    async def work(self, handle: RunHandle) -> dict[str, Any] | None:
+    async def work(self, handle: RunHandle) -> dict[str, Any] | Later | None:
         """Do it, from wherever an earlier attempt came to. The answer is the run's result, unless the handler
         ended the run itself. A `FermataError` of a kind that may pass is tried again, others fail the run.
         When cancelled, end what was started and write nothing."""

@@ -7,7 +7,7 @@ which nothing that the dead one might still write is accepted.
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -19,7 +19,7 @@ from fermata.kit.hints import Watch
 from fermata.kit.ids import new_ordered_id
 from fermata.kit.rows import instant_from_column
 from fermata.runs import store
-from fermata.runs.contract import Handler, RunHandle
+from fermata.runs.contract import Handler, Later, RunHandle
 from fermata.runs.model import Run, RunState, decide_retry
 
 log = structlog.get_logger()
@@ -170,13 +170,16 @@ class Worker:
                     await self._fail(handler, handle, _GAVE_UP)
                     return
                 result = await handler.work(handle)
-                if not handle.ended:
+                if isinstance(result, Later):
+                    await self._give_back(handle, result.due_at, attempts=0)
+                elif not handle.ended:
                     await handle.end(RunState.COMPLETED, result=result)
         except LeaseLostError:
             bound.warning("run was taken over by another worker")
         except asyncio.CancelledError:
             if self._draining and not handle.ended:
-                await self._hand_over(handle)
+                # As it was: an interrupted attempt is no failed one.
+                await self._give_back(handle, self._clock.now(), attempts=run.attempts - 1)
             raise
         except Exception as error:  # noqa: BLE001 - decided on below, and logged
             await self._retry_or_fail(handler, handle, error)
@@ -198,11 +201,7 @@ class Worker:
                 await self._fail(handler, handle, described)
                 return
             log.info("run will be tried again", run=run.id, kind=run.kind, at=again.isoformat())
-            await self._database.write(
-                lambda connection: store.release(
-                    connection, run.id, run.fence, due_at=again, attempts=run.attempts, error=described
-                )
-            )
+            await self._give_back(handle, again, attempts=run.attempts, error=described)
 
     async def _fail(self, handler: Handler, handle: RunHandle, error: dict[str, Any]) -> None:
         log.warning("run failed", run=handle.run.id, kind=handle.run.kind, error=error["message"])
@@ -212,12 +211,13 @@ class Worker:
             error=error,
         )
 
-    async def _hand_over(self, handle: RunHandle) -> None:
-        """Give the run back as it was: an interrupted attempt is no failed one."""
+    async def _give_back(
+        self, handle: RunHandle, due_at: datetime, *, attempts: int, error: dict[str, Any] | None = None
+    ) -> None:
         run = handle.run
         await self._database.write(
             lambda connection: store.release(
-                connection, run.id, run.fence, due_at=self._clock.now(), attempts=run.attempts - 1
+                connection, run.id, run.fence, due_at=due_at, attempts=attempts, error=error
             )
         )
 

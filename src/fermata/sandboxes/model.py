@@ -1,4 +1,4 @@
-"""The life of a sandbox as states and allowed moves. Pure: time is an argument, nothing is read or written."""
+"""The life of a sandbox as states and allowed moves. Pure: time is an argument."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -98,7 +98,7 @@ _MOVE = Statement(
 
 
 def insert_new(connection: Connection, record: SandboxRecord, *, actor: str, reason: str = "created") -> bool:
-    """Write a new sandbox and its first row of history. False when one of this id exists; nothing is written."""
+    """Write a new sandbox and its first row of history. False, and nothing written, when the id is taken."""
     if connection.run(_INSERT, **SANDBOX.write(record)) == 0:
         return False
     first = Move(record.id, record.version, None, record.state, reason, actor, record.created_at)

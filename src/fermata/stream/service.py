@@ -9,8 +9,8 @@ from fermata.stream.model import Batch, StreamState, decide_start
 
 #: Looks again at least this often, should a hint be lost (between processes only).
 POLL = timedelta(seconds=1)
-#: After this long without a chunk, an empty batch says that the viewer is still attached: a proxy cuts a silent
-#: stream after about two minutes.
+#: After this long without a chunk, an empty batch keeps the connection alive: proxies cut a silent stream
+#: after about two minutes.
 HEARTBEAT = timedelta(seconds=15)
 
 

@@ -1,0 +1,179 @@
+"""Make a sandbox active, from whatever state it is in: the only way a machine is started.
+
+One durable run per sandbox does it, so that the orchestrator, POST /api/sandbox and a turn that come at the
+same moment wait for the same machine. Moves are guarded by the version and by the run's fence. A machine
+that was made and not yet written down as active holds nobody's work and is made again.
+"""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from fermata.flows.boot import Boot
+from fermata.kit.errors import (
+    ConflictError,
+    FermataError,
+    SandboxGoneError,
+    SandboxStoppedError,
+    TimedOutError,
+)
+from fermata.runs import store as runs
+from fermata.runs.contract import RunHandle
+from fermata.runs.model import RetryPolicy, Run, RunState
+from fermata.runs.service import RunService
+from fermata.sandboxes import store
+from fermata.sandboxes.model import LifecycleState, SandboxRecord
+from fermata.sandboxes.service import SandboxService
+
+log = structlog.get_logger()
+
+KIND = "provision"
+#: The run that keeps a running sandbox's timers, see `hibernate.py`.
+TIMERS_KIND = "timers"
+
+_S = LifecycleState
+
+LOST_DISK = (
+    "The disk of this sandbox is missing at its provider, and what was not pushed from it with it. "
+    "Nothing was replaced: restore the provider's data and try again, or delete the session."
+)
+ARCHIVED = "This session is archived. Unarchive it first."
+
+
+class Provision:
+    """Handler of runs whose key is a sandbox id."""
+
+    kind = KIND
+    at_once = 16
+    policy = RetryPolicy(attempts=3)
+
+    def __init__(self, *, sandboxes: SandboxService, runs: RunService, boot: Boot) -> None:
+        self._sandboxes = sandboxes
+        self._runs = runs
+        self._boot = boot
+
+    async def work(self, handle: RunHandle) -> dict[str, Any]:
+        record = await handle.read(lambda connection: store.get(connection, handle.run.key))
+        if record.state is _S.HIBERNATING:
+            record = await self._settled(handle, record)
+        if record.state is _S.ARCHIVED:
+            raise ConflictError(ARCHIVED)
+        if record.state is _S.ACTIVE and await self._is_up(record):
+            return {"restored": True}
+        if record.has_disk:
+            await self._restore(handle, record)
+            return {"restored": True}
+        await self._create(handle, record)
+        return {"restored": False}
+
+    async def _settled(self, handle: RunHandle, record: SandboxRecord) -> SandboxRecord:
+        """Wait for the run that is putting the sandbox to sleep."""
+        live = await handle.read(lambda connection: runs.find_live(connection, "hibernate", record.id))
+        if live is not None:
+            await self._runs.wait(live.id, timedelta(seconds=60))
+        record = await handle.read(lambda connection: store.get(connection, record.id))
+        if record.state is _S.HIBERNATING:
+            raise TimedOutError("The sandbox is still being paused, try again in a few seconds.")
+        return record
+
+    async def _is_up(self, record: SandboxRecord) -> bool:
+        try:
+            await self._sandboxes.provider(record).connect(record.id)
+        except (SandboxStoppedError, SandboxGoneError):
+            return False
+        return True
+
+    async def _restore(self, handle: RunHandle, record: SandboxRecord) -> None:
+        if record.state is not _S.RESTORING:
+            reason = "found stopped" if record.state is _S.ACTIVE else "restore"
+            record = await self._move(handle, record, _S.RESTORING, reason, run_id=handle.run.id)
+        try:
+            sandbox = await self._sandboxes.provider(record).resume(record.id)
+        except SandboxGoneError as error:
+            raise SandboxGoneError(LOST_DISK) from error
+        branch = await self._boot.current_branch(sandbox)
+        await self._activate(handle, record, "restored", branch=branch)
+
+    async def _create(self, handle: RunHandle, record: SandboxRecord) -> None:
+        if record.state is not _S.PROVISIONING:
+            record = await self._move(handle, record, _S.PROVISIONING, "retry", run_id=handle.run.id)
+        branch = await self._boot.create(record)
+        try:
+            await self._activate(handle, record, "created", branch=branch)
+        except FermataError:
+            # Archived, deleted or taken over while it was made: nobody else knows this machine.
+            current = await handle.read(lambda connection: store.find(connection, record.id))
+            if current is None or not current.has_disk:
+                await self._sandboxes.provider(record).destroy(record.id)
+            raise
+
+    async def _activate(
+        self, handle: RunHandle, record: SandboxRecord, reason: str, *, branch: str | None
+    ) -> None:
+        now = handle.now()
+        fields = self._sandboxes.activation(now)
+        timers = Run(
+            id=f"{handle.run.id}-timers",
+            kind=TIMERS_KIND,
+            key=record.id,
+            state=RunState.QUEUED,
+            input={},
+            result=None,
+            error=None,
+            due_at=min(fields["expires_at"], fields["hibernate_after"]),
+            attempts=0,
+            lease_owner=None,
+            lease_until=None,
+            fence=0,
+            stop_requested_at=None,
+            created_at=now,
+            ended_at=None,
+        )
+
+        def activate(connection: Any) -> None:
+            kept = runs.insert(connection, timers)
+            store.move(
+                connection,
+                record,
+                _S.ACTIVE,
+                reason=reason,
+                actor=f"run:{handle.run.id}",
+                at=now,
+                branch=branch,
+                run_id=kept.id,
+                **fields,
+            )
+
+        await handle.write(activate)
+
+    async def _move(
+        self, handle: RunHandle, record: SandboxRecord, to: LifecycleState, reason: str, **changes: Any
+    ) -> SandboxRecord:
+        return await handle.write(
+            lambda connection: store.move(
+                connection,
+                record,
+                to,
+                reason=reason,
+                actor=f"run:{handle.run.id}",
+                at=handle.now(),
+                **{"error": None, **changes},
+            )
+        )
+
+    def give_up(self, connection: Any, run: Run, error: dict[str, Any]) -> None:
+        record = store.find(connection, run.key)
+        if record is None or record.state not in (_S.PROVISIONING, _S.RESTORING):
+            return
+        store.move(
+            connection,
+            record,
+            _S.FAILED,
+            reason="start failed",
+            actor=f"run:{run.id}",
+            at=replace(record).updated_at,
+            error=error["message"],
+            run_id=None,
+        )
