@@ -84,9 +84,9 @@ class TurnFlow:
     ) -> Accepted:
         """Take a user's UI message and start the turn that answers it.
 
-        Idempotent by the message's id: the same message again rejoins its run, running or ended. While another
-        message is being answered: `ConflictError`. `regenerate` answers an ended message anew, without what
-        followed it.
+        Idempotent by the message's id: the same message again rejoins its run, running or ended. While
+        another message is being answered: `ConflictError`. `regenerate` answers an ended message anew,
+        without what followed it.
         """
         if not from_ui_message(message).parts:
             raise InvalidRequestError("The message has neither text nor a file", field=("messages",))
@@ -279,4 +279,3 @@ def _error(outcome: TurnOutcome) -> dict[str, Any] | None:
     if outcome.error is None:
         return None
     return {"code": "turn_failed", "kind": "upstream", "message": outcome.error}
-

@@ -8,6 +8,7 @@ import structlog
 
 from fermata.accounts.model import Caller
 from fermata.flows.hibernate import KIND as HIBERNATE
+from fermata.flows.open_session import check_repository
 from fermata.flows.provision import ARCHIVED
 from fermata.flows.provision import KIND as PROVISION
 from fermata.kit.clock import Clock
@@ -28,6 +29,7 @@ from fermata.sandboxes.service import SandboxService
 from fermata.sessions import access
 from fermata.sessions.model import Session, SessionStatus
 from fermata.workspaces.model import RepositoryName, parse_repository_url
+from fermata.workspaces.service import WorkspaceService
 
 log = structlog.get_logger()
 
@@ -58,11 +60,13 @@ class SandboxFlow:
         clock: Clock,
         sandboxes: SandboxService,
         runs: RunService,
+        workspaces: WorkspaceService,
     ) -> None:
         self._database = database
         self._clock = clock
         self._sandboxes = sandboxes
         self._runs = runs
+        self._workspaces = workspaces
 
     async def start_for_session(self, caller: Caller, session_id: str, repo_url: str) -> Started:
         """Create or restore the session's sandbox. Idempotent: all who ask at once get the same one."""
@@ -75,8 +79,12 @@ class SandboxFlow:
         await self._database.write(lambda connection: self._sandboxes.touch(connection, record.id))
         return await self._started(record.id)
 
-    async def start_alone(self, caller: Caller, name: RepositoryName) -> Started:
-        """A sandbox without a session, destroyed at the end of its lifetime. The caller may use `name`."""
+    async def start_alone(self, caller: Caller, repo_url: str) -> Started:
+        """A sandbox without a session, destroyed at the end of its lifetime."""
+        asked_for = _parse(repo_url)
+        name = await self._database.read(
+            lambda connection: check_repository(connection, self._workspaces, caller, asked_for)
+        )
         record = self._sandboxes.new_record(
             account_id=caller.account_id,
             provider=self._sandboxes.default,

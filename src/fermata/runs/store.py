@@ -116,6 +116,9 @@ _HELD = Statement(
         runs.c.lease_owner == bindparam("owner"), runs.c.state == RunState.RUNNING.value
     )
 )
+_EXPIRE_ALL = Statement(
+    sa.update(runs).values(due_at=_big("to_due")).where(runs.c.state == RunState.RUNNING.value)
+)
 _GUARD = Statement(sa.select(runs.c.id).where(_mine).with_for_update())
 _END = Statement(
     sa.update(runs)
@@ -210,6 +213,11 @@ def renew(connection: Connection, *, owner: str, until: datetime) -> dict[str, t
     """Prolong every lease of this worker. What it still holds: run id -> (fence, stop requested)."""
     connection.run(_RENEW, owner=owner, to_until=instant_to_column(until))
     return {row[0]: (row[1], row[2] is not None) for row in connection.rows(_HELD, owner=owner)}
+
+
+def expire_all(connection: Connection, now: datetime) -> None:
+    """Declare every lease over, for a process that knows itself to be the only one."""
+    connection.run(_EXPIRE_ALL, to_due=instant_to_column(now))
 
 
 def guard(connection: Connection, run_id: str, fence: int) -> None:

@@ -43,7 +43,11 @@ class Worker:
         self._watch = Watch()
         self._draining = True
 
-    async def open(self) -> None:
+    async def open(self, *, alone: bool) -> None:
+        """Begin to claim. `alone`: no other process can be working on this database, so whatever is leased
+        belonged to one that died, and is taken over at once."""
+        if alone:
+            await self._database.write(lambda connection: store.expire_all(connection, self._clock.now()))
         self._draining = False
         self._loops = [
             asyncio.create_task(self._claim_for_ever(), name="runs-claim"),

@@ -52,6 +52,9 @@ moves = sa.Table(
 SANDBOX = Shape(SandboxRecord, sandboxes)
 MOVE = Shape(Move, moves)
 
+#: Rows that are looked at together.
+PAGE = 500
+
 _INSERT = insert_or_ignore(sandboxes)
 _INSERT_MOVE = Statement(sa.insert(moves))
 _GET = Statement(sa.select(*SANDBOX.columns).where(sandboxes.c.id == bindparam("id")))
@@ -59,6 +62,17 @@ _FOR_SESSION = Statement(sa.select(*SANDBOX.columns).where(sandboxes.c.session_i
 _HISTORY = Statement(
     sa.select(*MOVE.columns).where(moves.c.sandbox_id == bindparam("id")).order_by(moves.c.version)
 )
+_ACTIVE = Statement(
+    sa.select(*SANDBOX.columns)
+    .where(
+        sandboxes.c.provider == bindparam("provider"),
+        sandboxes.c.state == LifecycleState.ACTIVE.value,
+        sandboxes.c.id > bindparam("after"),
+    )
+    .order_by(sandboxes.c.id)
+    .limit(PAGE)
+)
+_IDS = Statement(sa.select(sandboxes.c.id).where(sandboxes.c.provider == bindparam("provider")))
 _DELETE = Statement(sa.delete(sandboxes).where(sandboxes.c.id == bindparam("id")))
 _DOOM = Statement(sa.update(sandboxes).values(session_id=None).where(sandboxes.c.id == bindparam("key")))
 _TOUCH = Statement(
@@ -121,6 +135,15 @@ def get(connection: Connection, sandbox_id: str) -> SandboxRecord:
 def find_for_session(connection: Connection, session_id: str) -> SandboxRecord | None:
     row = connection.row(_FOR_SESSION, session_id=session_id)
     return SANDBOX.read(row) if row else None
+
+
+def list_active(connection: Connection, provider: str, after: str) -> Sequence[SandboxRecord]:
+    """A page of running sandboxes by id, beginning after the id `after`."""
+    return [SANDBOX.read(row) for row in connection.rows(_ACTIVE, provider=provider, after=after)]
+
+
+def list_ids(connection: Connection, provider: str) -> set[str]:
+    return {row[0] for row in connection.rows(_IDS, provider=provider)}
 
 
 def list_moves(connection: Connection, sandbox_id: str) -> Sequence[Move]:

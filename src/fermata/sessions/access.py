@@ -12,16 +12,35 @@ from fermata.sessions import store
 from fermata.sessions.model import Chat, Session
 
 
+def may_use(connection: Connection, session_id: str, caller: Caller) -> bool:
+    """Whether the session exists and the caller may use it."""
+    session = store.find_session(connection, session_id)
+    return session is not None and _may_use(connection, session, caller)
+
+
+def _may_use(connection: Connection, session: Session, caller: Caller) -> bool:
+    if session.account_id == caller.account_id:
+        return True
+    organization = session.organization_id
+    return organization is not None and accounts.is_member(connection, organization, caller.account_id)
+
+
 def check_session(connection: Connection, session: Session | None, caller: Caller) -> Session:
     """`NotFoundError` for None, `ForbiddenError` for a session that is not the caller's to use."""
     if session is None:
         raise NotFoundError("Session not found")
-    if session.account_id == caller.account_id:
-        return session
-    organization = session.organization_id
-    if organization is not None and accounts.is_member(connection, organization, caller.account_id):
-        return session
-    raise ForbiddenError("Forbidden")
+    if not _may_use(connection, session, caller):
+        raise ForbiddenError("Forbidden")
+    return session
+
+
+def may_use(connection: Connection, session_id: str, caller: Caller) -> bool:
+    """Whether there is such a session and the caller may use it, for answers that must not tell which."""
+    try:
+        get_session(connection, session_id, caller)
+    except (NotFoundError, ForbiddenError):
+        return False
+    return True
 
 
 def get_session(connection: Connection, session_id: str, caller: Caller, *, lock: bool = False) -> Session:

@@ -83,11 +83,16 @@ def close(connection: Connection, stream_id: str) -> None:
     connection.hint(topic(stream_id))
 
 
-def get_state(connection: Connection, stream_id: str) -> StreamState:
+def find_state(connection: Connection, stream_id: str) -> StreamState | None:
     row = connection.row(_STATE, id=stream_id)
-    if row is None:
+    return StreamState(length=row[0], closed=bool(row[1])) if row else None
+
+
+def get_state(connection: Connection, stream_id: str) -> StreamState:
+    state = find_state(connection, stream_id)
+    if state is None:
         raise NotFoundError("Stream not found")
-    return StreamState(length=row[0], closed=bool(row[1]))
+    return state
 
 
 def read(connection: Connection, stream_id: str, start: int) -> Sequence[Batch]:

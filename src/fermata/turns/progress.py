@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from fermata.turns import chunks as make
 from fermata.turns.chunks import merge_deltas
-from fermata.turns.contract import Journal
+from fermata.turns.contract import Journal, Recorded
 from fermata.turns.fold import Fold
 from fermata.turns.history import call_ids, message_from_json, message_to_json
 from fermata.turns.model import (
@@ -86,9 +86,9 @@ class Step:
 
 
 class Progress:
-    def __init__(self, turn: Turn, journal: Journal) -> None:
+    def __init__(self, turn: Turn, journal: Journal | None) -> None:
         self.turn = turn
-        self._journal = journal
+        self._maybe_journal = journal
         self._pending: list[Chunk] = []
         self._unwritten = False
         self.fold = Fold(turn.message_id)
@@ -99,8 +99,17 @@ class Progress:
         #: Call ids that a new call must not have.
         self.taken = call_ids(turn.history)
 
+    @classmethod
+    def restored(cls, turn: Turn, recorded: Recorded) -> "Progress":
+        """A turn as it was committed, to close it without running it. Nothing may be recorded any more."""
+        progress = cls(turn, None)
+        progress._restore(recorded)
+        return progress
+
     async def load(self) -> None:
-        recorded = await self._written(self._journal.load())
+        self._restore(await self._written(self._journal.load()))
+
+    def _restore(self, recorded: Recorded) -> None:
         self.fold.add_all(recorded.chunks)
         self.steps = [Step.from_json(record) for record in recorded.steps]
         self.intended = set(recorded.effects)
@@ -112,6 +121,11 @@ class Progress:
         self.taken |= self.fold.call_ids()
         if not self.fold.started:
             self.emit(make.start(self.turn.message_id, self.turn.model_id))
+
+    @property
+    def _journal(self) -> Journal:
+        assert self._maybe_journal is not None, "a restored turn is not recorded any more"
+        return self._maybe_journal
 
     @property
     def journal_failed(self) -> bool:
