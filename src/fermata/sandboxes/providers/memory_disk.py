@@ -17,6 +17,7 @@ from fermata.kit.errors import SandboxFailedError, SandboxPathError
 from fermata.sandboxes.contract import DirectoryEntry, FileKind, FileStat
 
 _LINKS_AT_MOST = 40
+_PATH_AT_MOST = 4095
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
@@ -43,6 +44,8 @@ class Disk:
             raise ValueError("embedded NUL byte")
         if not path:
             raise FileNotFoundError(errno.ENOENT, "empty path")
+        if len(os.fsencode(path)) > _PATH_AT_MOST:
+            raise OSError(errno.ENAMETOOLONG, "too long")
         start = "" if path.startswith("/") else self._working_directory
         waiting = [step for step in reversed(f"{start}/{path}".split("/")) if step not in ("", ".")]
         here: list[str] = []
@@ -62,7 +65,8 @@ class Disk:
             links += 1
             if links > _LINKS_AT_MOST:
                 raise OSError(errno.ELOOP, "too many links")
-            target = os.readlink(there)
+            # A command that made the link was told /workspace by its place on the host.
+            target = os.readlink(there).removeprefix(str(self.root))
             if target.startswith("/"):
                 here = []
             waiting += [step for step in reversed(target.split("/")) if step not in ("", ".")]
@@ -91,8 +95,11 @@ class Disk:
 
     def write(self, path: str, data: bytes, mode: int | None) -> None:
         with told_of(path):
-            self._make_parents(path)
-            target = self.locate(path)
+            try:
+                target = self.locate(path)
+            except FileNotFoundError:
+                self._make_parents(path)
+                target = self.locate(path)
             found = self._look(target, last=True)
             if found is not None and not stat.S_ISREG(found.st_mode):
                 raise SandboxPathError(f"{path}: not a regular file")

@@ -56,6 +56,8 @@ class Machine:
         for detached in self.detached.values():
             detached.task.cancel()
         await asyncio.gather(*(one.task for one in self.detached.values()), return_exceptions=True)
+        for detached in self.detached.values():
+            await detached.command.release()  # Its task may have been cancelled before it began.
 
     async def during(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """The result of `work`, unless the machine ends first: then its error."""
