@@ -26,15 +26,13 @@ _SIGNATURE = "Fermata <fermata@localhost>"
 _CONFIG = b"[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n"
 #: What a dead process left in the staging directory is swept after this time.
 _STALE_AFTER = timedelta(hours=1)
-_LOCK_STALE_AFTER = timedelta(minutes=10)
 _HAVE_LIMIT = 1000
 
 
-def create(path: Path, *, staging: Path, title: str | None, now: datetime) -> bool:
-    """Make the bare repository `path`, whole or not at all; False when it was there already.
+def create(path: Path, files: Mapping[str, bytes], *, staging: Path) -> bool:
+    """Make the bare repository `path` with `files` in it, whole or not at all; False when it was there.
 
-    With a `title` it gets one commit on `main`, a README with that heading; without, it is empty. It is built
-    in `staging` (same file system) and renamed, so of many callers at once one wins and all
+    It is built in `staging` (same file system) and renamed, so of many callers at once one wins and all
     find it. On the disk when this returns.
     """
     if path.exists():
@@ -44,7 +42,7 @@ def create(path: Path, *, staging: Path, title: str | None, now: datetime) -> bo
     sweep(staging)
     draft = staging / uuid.uuid4().hex
     try:
-        write_repository(draft, {} if title is None else _initial_commit(title, now))
+        write_repository(draft, files)
         try:
             draft.rename(path)
         except OSError:
@@ -81,8 +79,8 @@ def write_repository(path: Path, files: Mapping[str, bytes], *, durable: bool = 
             _sync_directory(directory)
 
 
-def _initial_commit(title: str, now: datetime) -> dict[str, bytes]:
-    """The files of one commit on `main` whose tree is a README."""
+def initial_commit(title: str, now: datetime) -> dict[str, bytes]:
+    """The files of a repository's first commit, on `main`: a README with `title` as its heading."""
     blob = _object("blob", f"# {title}\n".encode())
     tree = _object("tree", b"100644 README.md\0" + bytes.fromhex(blob[0]))
     stamp = f"{_SIGNATURE} {int(now.timestamp())} +0000"
@@ -186,7 +184,7 @@ async def open_bundle(
         )
     if head is not None:
         references["HEAD"] = head.commit
-    known = await _known_commits(path, have)
+    known = await known_commits(path, have)
     lines = ["# v2 git bundle", *(f"-{commit} " for commit in known)]
     lines += [f"{identifier} {name}" for name, identifier in references.items()]
     header = "\n".join(lines).encode("utf-8", "surrogateescape") + b"\n\n"
@@ -206,7 +204,7 @@ async def _pieces(header: bytes, process: git.Git) -> AsyncIterator[bytes]:
     await process.expect_success()
 
 
-async def _known_commits(path: Path, have: Sequence[str]) -> list[str]:
+async def known_commits(path: Path, have: Sequence[str]) -> list[str]:
     """Those of `have` that are commits of this repository."""
     asked = [commit for commit in dict.fromkeys(have) if is_object_id(commit)][:_HAVE_LIMIT]
     if not asked:
@@ -219,13 +217,19 @@ async def _known_commits(path: Path, have: Sequence[str]) -> list[str]:
     return [word[0] for word in words if len(word) > 1 and word[1] == "commit"]
 
 
-def remove_stale_locks(path: Path) -> None:
-    """Remove lock files of references that a killed git left: they would block the reference for ever.
+def point_head(path: Path, reference: str) -> None:
+    """Make `reference` the default branch, as git does it: a reader sees the old one or the new."""
+    text = f"ref: {reference}\n"
+    if (path / "HEAD").read_text() != text:
+        draft = path / "HEAD.lock"
+        draft.write_text(text)
+        draft.replace(path / "HEAD")
 
-    Git holds such a lock for milliseconds, or for seconds while it packs references.
-    """
-    oldest = time.time() - _LOCK_STALE_AFTER.total_seconds()
+
+def remove_locks(path: Path, *, older_than: timedelta) -> None:
+    """Remove lock files that a killed git left: they would block their references for ever."""
+    oldest = time.time() - older_than.total_seconds()
     for lock in (*path.glob("*.lock"), *(path / "refs").rglob("*.lock")):
         with suppress(FileNotFoundError):
-            if lock.stat().st_mtime < oldest:
+            if lock.stat().st_mtime <= oldest:
                 lock.unlink()

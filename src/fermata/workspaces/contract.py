@@ -57,9 +57,10 @@ class RepositoryHost(Protocol):
     ) -> None:
         """Take the objects of a bundle from an untrusted place and move branches, all of them or none.
 
-        The objects are checked and must be complete. `ConflictError` when a branch is not at its `old`
-        any more or `new` does not descend from it; `InvalidRequestError` when the bundle is not one or lacks
-        a commit named in `updates`; `BodyTooLargeError` over 2 GiB.
+        The objects are checked and must be complete. A branch that is at `new` already stays as it is, so
+        this can be repeated. `ConflictError` when a branch is at neither, when `new` does not descend from
+        `old`, or when the bundle builds on commits that are not here; `InvalidRequestError` when it is no
+        bundle of version 2 or does not say what `updates` say; `BodyTooLargeError` over 2 GiB.
         """
         ...
 

@@ -219,10 +219,11 @@ async def start(
     time_limit_for: timedelta = timedelta(minutes=1),
     protocols: str = "file",
     environment: Mapping[str, str] | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> AsyncIterator[Git]:
     """A git process in a group of its own. Leaving the block, also by cancellation, ends the group.
 
-    `protocols` are the transports git may use, separated by colons.
+    `protocols` are the transports git may use, separated by colons; it inherits `pass_fds`.
     """
     process = await asyncio.create_subprocess_exec(
         _program(),
@@ -233,6 +234,7 @@ async def start(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
+        pass_fds=pass_fds,
     )
     git = Git(process, next(word for word in arguments if not word.startswith("-")))
     timer = asyncio.get_running_loop().call_later(time_limit_for.total_seconds(), git.expire)
@@ -250,6 +252,7 @@ async def run(
     time_limit_for: timedelta = timedelta(minutes=1),
     protocols: str = "file",
     environment: Mapping[str, str] | None = None,
+    pass_fds: tuple[int, ...] = (),
 ) -> Completed:
     """Run git to its end, whatever its exit status. For output that fits in memory."""
     async with start(
@@ -258,6 +261,7 @@ async def run(
         time_limit_for=time_limit_for,
         protocols=protocols,
         environment=environment,
+        pass_fds=pass_fds,
     ) as git:
         pieces: list[bytes] = []
         git.feed(one_piece(stdin))

@@ -7,6 +7,7 @@ first. Files and directories that start with a dot belong to the host: no owner'
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from fermata.kit.clock import Clock
@@ -14,6 +15,9 @@ from fermata.kit.errors import NotFoundError, RepositoryError
 from fermata.workspaces import bare, receiving, smart_http
 from fermata.workspaces.contract import GitRequest, GitResponse
 from fermata.workspaces.model import BranchUpdate, Head, RepositoryName, check_branch
+
+#: Git holds a lock on a reference for milliseconds, or for seconds while it packs all of them.
+_LOCK_STALE_AFTER = timedelta(minutes=10)
 
 
 class BuiltinHost:
@@ -41,9 +45,8 @@ class BuiltinHost:
             await asyncio.to_thread(
                 bare.create,
                 self.path_of(name),
+                bare.initial_commit(name.name, self._clock.now()),
                 staging=self._staging,
-                title=name.name,
-                now=self._clock.now(),
             )
         except OSError as error:
             raise RepositoryError(f"The repository {name} could not be made: {error.strerror}.") from error
@@ -73,12 +76,12 @@ class BuiltinHost:
         self, name: RepositoryName, bundle: AsyncIterable[bytes], updates: Sequence[BranchUpdate]
     ) -> None:
         path = self._get_path(name)
-        await asyncio.to_thread(bare.remove_stale_locks, path)
+        await asyncio.to_thread(bare.remove_locks, path, older_than=_LOCK_STALE_AFTER)
         destination = receiving.Destination(str(path.absolute()))
         await receiving.receive(path, destination, staging=self._staging, bundle=bundle, updates=updates)
 
     async def answer(self, name: RepositoryName, request: GitRequest) -> GitResponse:
         path = self._get_path(name)
         if request.writes:
-            await asyncio.to_thread(bare.remove_stale_locks, path)
+            await asyncio.to_thread(bare.remove_locks, path, older_than=_LOCK_STALE_AFTER)
         return await smart_http.answer(path, request)
