@@ -22,7 +22,7 @@ import secrets
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class MemoryProvider:
         check_name(spec.name)
         check_labels(spec.labels)
         async with self._turns[spec.name]:
-            await asyncio.to_thread(self._make, spec)
+            await _to_its_end(self._make, spec)
             return self._run(spec.name)
 
     async def connect(self, name: str) -> Sandbox:
@@ -105,7 +105,7 @@ class MemoryProvider:
             return
         async with self._turns[name]:
             await self._end(name, SandboxGoneError(f"the sandbox {name} was destroyed"))
-            await asyncio.to_thread(_remove, self._sandboxes / name)
+            await _to_its_end(_remove, self._sandboxes / name)
 
     async def describe(self, name: str) -> SandboxInfo:
         record = self._record(name)
@@ -127,7 +127,7 @@ class MemoryProvider:
                 raise SandboxFailedError(f"the sandbox {name} is running: stop it before its snapshot")
             created_at = datetime.now(UTC)
             with _appearing(self._snapshots / snapshot) as fresh:
-                await asyncio.to_thread(_copy, self._sandboxes / name / "disk", fresh / "disk")
+                await _to_its_end(_copy, self._sandboxes / name / "disk", fresh / "disk")
                 (fresh / "record.json").write_text(json.dumps({"created_at": created_at.isoformat()}))
             return SnapshotInfo(snapshot, created_at)
 
@@ -139,7 +139,7 @@ class MemoryProvider:
 
     async def delete_snapshot(self, snapshot: str) -> None:
         if is_name(snapshot):
-            await asyncio.to_thread(_remove, self._snapshots / snapshot)
+            await _to_its_end(_remove, self._snapshots / snapshot)
 
     def _make(self, spec: SandboxSpec) -> None:
         with _appearing(self._sandboxes / spec.name) as fresh:
@@ -185,6 +185,16 @@ class MemoryProvider:
         if not is_name(name) or not (self._sandboxes / name / "record.json").exists():
             raise SandboxGoneError(f"there is no sandbox {name[:128]!r}")
         return _load(self._sandboxes / name)
+
+
+async def _to_its_end(work: Callable[..., None], *args: object) -> None:
+    """Run `work` in a thread. A cancelled caller waits for it all the same: a thread cannot be stopped, and
+    what it does belongs under the lock of the name."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait([task])
 
 
 @contextlib.contextmanager

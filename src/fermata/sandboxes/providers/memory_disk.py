@@ -129,7 +129,8 @@ class Disk:
             there = self.locate(parent)
             if os.path.lexists(there):
                 raise NotADirectoryError(errno.ENOTDIR, "not a directory") from error
-            os.mkdir(there, 0o755)
+            with contextlib.suppress(FileExistsError):  # Another writer may have made it just now.
+                os.mkdir(there, 0o755)
 
     def stat(self, path: str, *, follow_symlinks: bool) -> FileStat:
         with told_of(path):
