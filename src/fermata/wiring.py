@@ -181,7 +181,7 @@ def _build(
         workspaces=workspaces,
         runs=runs,
         default_model=catalogue.default_model_id,
-        starts_sandboxes=settings.orchestrator,
+        orchestrator=settings.orchestrator,
     )
     session_flow = SessionFlow(database=database, clock=clock, runs=runs)
     turns = TurnFlow(database=database, clock=clock, runs=runs, sandboxes=sandboxes)
@@ -193,6 +193,7 @@ def _build(
         sessions=SessionService(database=database, clock=clock),
         views=SessionViews(database=database),
         open_session=open_session,
+        session_flow=session_flow,
         workspaces=workspaces,
         catalogue=catalogue,
         sandboxes=sandboxes,
