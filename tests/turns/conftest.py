@@ -1,21 +1,12 @@
-"""A real sandbox for tools, and turns over a journal in memory."""
+"""A real sandbox for tools."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import pytest
 import pytest_asyncio
+
 from fermata.sandboxes.contract import Sandbox, SandboxSpec
 from fermata.sandboxes.providers.memory import MemoryProvider
-from fermata.testing.memory_journal import MemoryJournal
-from fermata.turns.contract import Llm, ToolContext
-from fermata.turns.loop import run_turn
-from fermata.turns.model import Text, ToolDescription, TurnOutcome, UserMessage
-from fermata.turns.progress import Turn
-from fermata.turns.toolset import Toolset
 
 
 @pytest_asyncio.fixture
@@ -26,63 +17,3 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
         yield await provider.create(SandboxSpec(name="turn"))
     finally:
         await provider.close()
-
-
-@dataclass
-class RecordingTool:
-    """A tool that notes each call, and may wait, fail or act through a function."""
-
-    name: str = "note"
-    idempotent: bool = False
-    act: Callable[[Any], Awaitable[Any]] | None = None
-    inputs: list[Any] = field(default_factory=list)
-    cancelled: int = 0
-
-    @property
-    def description(self) -> ToolDescription:
-        return ToolDescription(self.name, "Notes its input.", {"type": "object", "properties": {}})
-
-    async def run(self, input: Any, context: ToolContext) -> Any:
-        self.inputs.append(input)
-        try:
-            return await self.act(input) if self.act else {"success": True, "noted": input}
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-
-
-async def no_sandbox() -> Sandbox:
-    raise AssertionError("this turn needs no sandbox")
-
-
-def a_turn(text: str = "hello", **values: Any) -> Turn:
-    defaults: dict[str, Any] = {
-        "message_id": "m1",
-        "chat_id": "c1",
-        "model_id": "test/model",
-        "instructions": "Be brief.",
-        "history": (UserMessage((Text(text),)),),
-    }
-    return Turn(**(defaults | values))
-
-
-async def play(
-    llm: Llm,
-    *,
-    tools: Toolset | None = None,
-    journal: MemoryJournal | None = None,
-    turn: Turn | None = None,
-    stopping: asyncio.Event | None = None,
-    sandbox: Sandbox | None = None,
-) -> TurnOutcome:
-    async def get_sandbox() -> Sandbox:
-        return sandbox if sandbox is not None else await no_sandbox()
-
-    return await run_turn(
-        turn=turn or a_turn(),
-        llm=llm,
-        tools=tools or Toolset(),
-        journal=journal if journal is not None else MemoryJournal(),
-        get_sandbox=get_sandbox,
-        stopping=stopping or asyncio.Event(),
-    )

@@ -94,7 +94,8 @@ def error(text: str) -> Chunk:
 
 
 def finish(reason: FinishReason) -> Chunk:
-    return {"type": "finish", "finishReason": reason.value}
+    # With metadata, though there is nothing to add: pages look at the message again only when it has some.
+    return {"type": "finish", "finishReason": reason.value, "messageMetadata": {}}
 
 
 def text_part(part: str, text: str) -> list[Chunk]:

@@ -83,9 +83,9 @@ class Journal(Protocol):
         ...
 
     async def record_intent(self, number: int, call_id: str, tool: str, input: Any) -> None:
-        """This tool call is about to act."""
+        """This tool call is about to act. Once per call; `number` is the step that asked for it."""
         ...
 
     async def record_result(self, call_id: str, result: dict[str, Any], chunks: Sequence[Chunk]) -> None:
-        """This tool call has acted; a call without intent (refused, broken input) may be recorded too."""
+        """This tool call, whose intent was recorded, has acted or was refused. Once per call."""
         ...

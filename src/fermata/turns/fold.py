@@ -103,7 +103,8 @@ class Fold:
             call = self._calls[part.id]
             if call["state"] == "input-streaming":
                 known = self._settled(call).get("input", {})
-                closing.append(make.tool_input_available(part.id, _tool_name(call), known))
+                available = make.tool_input_available(part.id, _tool_name(call), known)
+                closing.append(available | ({"dynamic": True} if call["type"] == "dynamic-tool" else {}))
             closing.append(make.tool_output_error(part.id, reason))
         if self.step_open:
             closing.append(make.finish_step())
@@ -111,7 +112,7 @@ class Fold:
 
     def _settled(self, part: dict[str, Any]) -> dict[str, Any]:
         pieces = self._pieces.get(id(part))
-        if pieces is None:
+        if not pieces:
             return part
         text = "".join(pieces)
         pieces[:] = [text]

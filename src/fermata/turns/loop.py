@@ -120,14 +120,15 @@ async def _run_tools(
 async def _answer(
     progress: Progress, tools: Toolset, call: ToolCall, context: ToolContext, stopping: asyncio.Event
 ) -> ToolResult:
+    known_before = call.call_id in progress.intended
+    if not known_before:
+        await progress.record_intent(call)
     tool = tools.get(call.tool)
     if tool is None:
-        known = ", ".join(tools.names) or "none"
-        error = f"There is no tool named {call.tool}. The tools are: {known}."
+        names = ", ".join(tools.names) or "none"
+        error = f"There is no tool named {call.tool}. The tools are: {names}."
         return ToolResult(call.call_id, call.tool, None, error)
-    if call.call_id not in progress.intended:
-        await progress.record_intent(call)
-    elif not tool.idempotent:
+    if known_before and not tool.idempotent:
         return ToolResult(call.call_id, call.tool, None, OUTCOME_UNKNOWN)
     return await _run(tool, call, context, stopping)
 

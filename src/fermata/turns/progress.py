@@ -101,7 +101,7 @@ class Progress:
 
     @classmethod
     def restored(cls, turn: Turn, recorded: Recorded) -> "Progress":
-        """A turn as it was committed, to close it without running it. Nothing may be recorded any more."""
+        """A turn as it was committed, to be closed with `outcome` and not run any more."""
         progress = cls(turn, None)
         progress._restore(recorded)
         return progress

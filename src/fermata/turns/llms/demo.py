@@ -69,8 +69,8 @@ async def _events(call: ModelCall) -> AsyncIterator[ModelEvent]:
         text = "" if results else f"Running {len(blocks)} command{'s' if len(blocks) > 1 else ''}."
     else:
         text, command = _report(blocks, results), None
-    call = () if command is None else _call(f"demo_{len(results)}", command)
-    for event in chain(_text(text), call):
+    asked_for = () if command is None else _call(f"demo_{len(results)}", command)
+    for event in chain(_text(text), asked_for):
         # As with a network, other tasks run between two events.
         await asyncio.sleep(0)
         yield event
