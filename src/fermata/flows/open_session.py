@@ -87,7 +87,7 @@ class OpenSession:
     async def __call__(
         self, caller: Caller, wanted: NewSession, render: Callable[[Opened], str], once: Once | None = None
     ) -> str:
-        """Open a session and return it as `render` writes it; with `once`, what the first request was answered.
+        """Open a session and return it as `render` writes it; with `once`, what was answered the first time.
 
         `InvalidRequestError` for names that cannot be, `ForbiddenError` for an organization, an artist or a
         repository that the caller may not use, `ConflictError` when `once` was used for something else.
@@ -223,7 +223,7 @@ class OpenSession:
         wanted: NewSession,
         asked_for: RepositoryName | None,
     ) -> RepositoryName:
-        """The organization's workspace, or the one asked for if the caller may use it, or the caller's own."""
+        """The organization's workspace, or what was asked for if the caller may use it, or the caller's."""
         if wanted.organization_id is not None:
             workspace = self._workspaces.name_workspace(wanted.organization_id)
             if asked_for not in (None, workspace):

@@ -42,8 +42,8 @@ class SessionFlow:
     async def change(self, caller: Caller, session_id: str, changes: SessionChanges) -> None:
         """Archiving ends running turns and puts the sandbox to sleep; its disk is kept.
 
-        `VersionMismatchError` when `expected_version` is not the lifecycle's, `ConflictError` while an archived
-        sandbox is still being put to sleep.
+        `VersionMismatchError` when `expected_version` is not the lifecycle's, `ConflictError` while an
+        archived sandbox is still being put to sleep.
         """
         with ExitStack() as stack:
             stops = (

@@ -34,15 +34,6 @@ def check_session(connection: Connection, session: Session | None, caller: Calle
     return session
 
 
-def may_use(connection: Connection, session_id: str, caller: Caller) -> bool:
-    """Whether there is such a session and the caller may use it, for answers that must not tell which."""
-    try:
-        get_session(connection, session_id, caller)
-    except (NotFoundError, ForbiddenError):
-        return False
-    return True
-
-
 def get_session(connection: Connection, session_id: str, caller: Caller, *, lock: bool = False) -> Session:
     """The session, if the caller may use it. With `lock`, its row is kept from other writers."""
     find = store.lock_session if lock else store.find_session

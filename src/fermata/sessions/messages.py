@@ -45,16 +45,6 @@ _FIND = Statement(
         messages.c.chat_id == bindparam("chat_id"), messages.c.id == bindparam("id")
     )
 )
-_DELETE_AFTER = Statement(
-    sa.delete(messages).where(
-        messages.c.chat_id == bindparam("key_chat"), messages.c.position > _big("last_position")
-    )
-)
-_POSITION = Statement(
-    sa.select(messages.c.position).where(
-        messages.c.chat_id == bindparam("chat_id"), messages.c.id == bindparam("id")
-    )
-)
 _LIST = Statement(
     sa.select(messages.c.id, messages.c.role, messages.c.message, messages.c.history)
     .where(messages.c.chat_id == bindparam("chat_id"))
@@ -166,8 +156,7 @@ def find_message(connection: Connection, chat_id: str, message_id: str) -> Store
 
 def delete_after(connection: Connection, chat_id: str, message_id: str) -> int:
     """Delete what followed a message, and return how many that were. 0 for a message that is not there."""
-    row = connection.row(_POSITION, chat_id=chat_id, id=message_id)
-    return connection.run(_DELETE_AFTER, key_chat=chat_id, last_position=row[0]) if row else 0
+    return connection.run(_DELETE_AFTER, chat_id=chat_id, id=message_id)
 
 
 def list_messages(connection: Connection, chat_id: str) -> Sequence[StoredMessage]:
@@ -180,11 +169,6 @@ def list_messages(connection: Connection, chat_id: str) -> Sequence[StoredMessag
 def list_history(connection: Connection, chat_id: str) -> Sequence[str]:
     """What a model may see, as JSON text, one per message that has some, in the order they came."""
     return [row[0] for row in connection.rows(_HISTORY, chat_id=chat_id)]
-
-
-def delete_after(connection: Connection, chat_id: str, message_id: str) -> int:
-    """Remove every message that came after this one, and return how many there were."""
-    return connection.run(_DELETE_AFTER, chat_id=chat_id, id=message_id)
 
 
 def claim_chat(connection: Connection, chat_id: str, run_id: str) -> bool:

@@ -14,6 +14,9 @@ from fermata.sessions.messages import (
     claim_chat as claim_chat,
 )
 from fermata.sessions.messages import (
+    delete_after as delete_after,
+)
+from fermata.sessions.messages import (
     find_chat_run as find_chat_run,
 )
 from fermata.sessions.messages import (

@@ -1,1 +1,4 @@
-"""views"""
+"""Read-only joins across rooms, for single screens and lists.
+
+Nothing here writes. Start with `sessions.py`.
+"""
