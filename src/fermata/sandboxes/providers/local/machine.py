@@ -1,0 +1,180 @@
+"""One running sandbox: starting its processes, knowing when they are gone, ending them.
+
+The order of ending matters. The first process inside goes first; the kernel then kills all others with it.
+bubblewrap's own process, which holds the disk mounted too, sees that and ends; only then is the disk unmounted
+and written out.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from fermata.kit.errors import SandboxFailedError
+from fermata.sandboxes.contract import NetworkPolicy
+from fermata.sandboxes.providers.local import agent
+from fermata.sandboxes.providers.local.cgroups import Group
+from fermata.sandboxes.providers.local.launcher import Launcher, Plan, readable
+from fermata.sandboxes.providers.local.locks import try_lock
+from fermata.sandboxes.providers.local.records import Home
+from fermata.sandboxes.providers.local.walls import PROXY_PORT
+
+_log = structlog.get_logger(__name__)
+_BOOT_SECONDS = 30.0
+_END_SECONDS = 30.0
+_ERROR_BYTES = 4096
+
+
+class BootError(Exception):
+    """The machine did not come up; the text is what bubblewrap or the launcher said. For the log only."""
+
+
+@dataclass(slots=True)
+class Machine:
+    """Processes of a running sandbox that this process started."""
+
+    monitor: int
+    init: int
+    is_alive: bool = True
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self.is_alive:
+                signal.pidfd_send_signal(self.init, signal.SIGKILL)
+
+    async def watch(self) -> None:
+        """Return when both processes have ended, which unmounts the disk."""
+        try:
+            await readable(self.init)
+            self.is_alive = False
+            await readable(self.monitor)
+        finally:
+            self.is_alive = False
+            os.close(self.init)
+            os.close(self.monitor)
+
+
+@dataclass(slots=True)
+class Booted:
+    machine: Machine
+    #: Listening inside, for the proxy; with `network=open` only.
+    proxy: socket.socket | None
+
+
+async def boot(launcher: Launcher, home: Home, plan: Plan, group: Group, network: NetworkPolicy) -> Booted:
+    """Start the sandbox in `home` and return when its first process answers.
+
+    Must not be cancelled half way: the caller shields it. The caller holds the gate, so that the machine's
+    lock is free; it is held by the machine from here on. Raises `BootError` with nothing left running.
+    """
+    lock = try_lock(home.lock)
+    if lock is None:
+        raise BootError("already running")
+    entrances: list[int] = []
+    said, errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    listener = None
+    try:
+        listener = agent.listen(home.socket)
+        entrances = group.open_entrances()
+        started = await launcher.start_box(plan, [listener.fileno(), lock, errors, *entrances])
+    except BaseException:
+        os.close(said)
+        raise
+    finally:
+        for descriptor in (lock, errors, *entrances):
+            os.close(descriptor)
+        if listener is not None:
+            listener.close()
+    try:
+        return await _greet(home, started.pid, started.pidfd, network, said)
+    finally:
+        os.close(said)
+
+
+async def _greet(home: Home, pid: int, monitor: int, network: NetworkPolicy, said: int) -> Booted:
+    op = agent.Op.LISTEN if network is NetworkPolicy.OPEN else agent.Op.PING
+    try:
+        async with asyncio.timeout(_BOOT_SECONDS):
+            reply = await agent.ask(home.socket, agent.Request(op, a=PROXY_PORT), credentials=True)
+        if reply.pid is None:
+            raise BootError("the first process did not show itself")
+        init = os.pidfd_open(reply.pid)
+    except (agent.AgentLostError, agent.AgentRefusedError, TimeoutError, ProcessLookupError) as error:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(monitor, signal.SIGKILL)
+        await readable(monitor)
+        os.close(monitor)
+        raise BootError(_read_errors(said) or f"no answer: {error!r}") from error
+    proxy = socket.socket(fileno=reply.descriptors.pop()) if reply.descriptors else None
+    if proxy is not None:
+        proxy.setblocking(False)
+    home.processes.write_text(json.dumps([_identity(pid), _identity(reply.pid)]))
+    return Booted(Machine(monitor, init), proxy)
+
+
+def _read_errors(descriptor: int) -> str:
+    try:
+        return os.read(descriptor, _ERROR_BYTES).decode(errors="replace").strip()
+    except BlockingIOError:
+        return ""
+
+
+def _identity(pid: int) -> tuple[int, str]:
+    """A process id with what makes it this process: when it started."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return pid, ""
+    return pid, words[19]
+
+
+async def end_foreign(home: Home, *, kill: bool) -> None:
+    """Wait until the processes that another server started for this sandbox are gone; kill them first if
+    asked. Returns at once when there are none."""
+    try:
+        kept = json.loads(home.processes.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise SandboxFailedError(
+            f"the sandbox {home.path.name!r} cannot be ended: its notes are torn"
+        ) from error
+    descriptors = []
+    try:
+        for pid, started in reversed(kept):
+            with contextlib.suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(pid)
+                descriptors.append(descriptor)
+                if _identity(pid)[1] != started:
+                    os.close(descriptors.pop())
+                elif kill and len(descriptors) == 1:
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        async with asyncio.timeout(_END_SECONDS):
+            for descriptor in descriptors:
+                await readable(descriptor)
+    except TimeoutError:
+        raise SandboxFailedError(f"the processes of the sandbox {home.path.name!r} do not end") from None
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def sync_disk(path: Path) -> None:
+    """Write everything to the disk that `path` is on."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)

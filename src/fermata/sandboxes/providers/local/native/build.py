@@ -1,0 +1,66 @@
+"""Builds `launcher` and `init` as small static programs, with the first compiler that can.
+
+Order: musl-gcc, the system's cc, then zig, if the `ziglang` package is installed. Runs as part of building
+the wheel, and at the first start from a checkout.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PROGRAMS = {"launcher": ("launcher.c",), "init": ("init.c", "keeper.c", "files.c")}
+_HEADERS = ("wire.h", "init.h")
+_FLAGS = ("-static", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-fstack-protector-strong")
+
+
+class BuildError(Exception):
+    """No compiler on this machine can build the programs; the message says what each answered."""
+
+
+def is_built(target: Path) -> bool:
+    """Whether programs are there that are not older than their sources."""
+    try:
+        made = min((target / name).stat().st_mtime_ns for name in PROGRAMS)
+    except FileNotFoundError:
+        return False
+    names = (*_HEADERS, *(source for sources in PROGRAMS.values() for source in sources))
+    return all((HERE / name).stat().st_mtime_ns <= made for name in names)
+
+
+def build(target: Path) -> str:
+    """Build into `target` and return the compiler's name. Each program appears by one rename."""
+    target.mkdir(parents=True, exist_ok=True)
+    answers = []
+    for compiler in compilers():
+        with tempfile.TemporaryDirectory(dir=target, prefix=".build-") as work:
+            try:
+                _compile(compiler, Path(work))
+            except (OSError, subprocess.SubprocessError) as error:
+                output = getattr(error, "stderr", None) or str(error)
+                answers.append(f"{compiler[0]}: {output.strip().splitlines()[-1] if output.strip() else ''}")
+                continue
+            for name in PROGRAMS:
+                os.replace(Path(work) / name, target / name)
+            return Path(compiler[0]).name
+    raise BuildError("; ".join(answers) or "no C compiler found")
+
+
+def compilers() -> list[list[str]]:
+    found = [[path] for name in ("musl-gcc", "cc", "gcc", "clang") if (path := shutil.which(name))]
+    if importlib.util.find_spec("ziglang"):
+        machine = os.uname().machine
+        found.append([sys.executable, "-m", "ziglang", "cc", f"--target={machine}-linux-musl"])
+    return found
+
+
+def _compile(compiler: list[str], work: Path) -> None:
+    for name, sources in PROGRAMS.items():
+        paths = [str(HERE / source) for source in sources]
+        command = [*compiler, *_FLAGS, "-s", "-o", str(work / name), *paths]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        (work / name).chmod(0o755)

@@ -1,0 +1,28 @@
+#ifndef FERMATA_INIT_H
+#define FERMATA_INIT_H
+
+#include "wire.h"
+#include <stddef.h>
+
+/* One request as it came. The strings lie in `text`, which is ours to write in. */
+struct asked {
+    struct request request;
+    int conn;
+    int fds[PACKET_FDS];
+    int fd_count;
+    char *text;
+    size_t size;
+};
+
+void say(int conn, uint32_t kind, int error, const int64_t *values, int count, int fd);
+void say_error(int conn, int stage, int error);
+
+/* keeper.c */
+void keep_command(struct asked *ask) __attribute__((noreturn));
+
+/* files.c */
+void open_file(struct asked *ask);
+void stat_file(struct asked *ask);
+void write_whole(struct asked *ask);
+
+#endif
