@@ -112,13 +112,14 @@ def _environment(protocols: str, extra: Mapping[str, str] | None) -> dict[str, s
 class Git:
     """One running git. Made by `start`, which also ends it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, verb: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, verb: str, time_limit_for: timedelta) -> None:
         self._process = process
         self._verb = verb
         self._stderr: deque[bytes] = deque()
         self._drain = asyncio.ensure_future(self._read_stderr())
         self._feed: asyncio.Future[None] | None = None
         self._timed_out = False
+        self._timer = asyncio.get_running_loop().call_later(time_limit_for.total_seconds(), self._expire)
 
     async def _read_stderr(self) -> None:
         """Keep the end of what git says: the last lines name the failure."""
@@ -146,7 +147,7 @@ class Git:
                     await stdin.drain()
             stdin.close()
         except BaseException:
-            self._signal(signal.SIGTERM)
+            self._ask_to_end()
             raise
 
     async def read(self) -> bytes:
@@ -172,16 +173,21 @@ class Git:
         if code != 0:
             raise failure(self._verb, code, stderr)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _ask_to_end(self) -> None:
+        # Once git itself has been waited for, its number could belong to another process.
         if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-
-    def expire(self) -> None:
-        if self._process.returncode is None:
-            self._timed_out = True
             self._signal(signal.SIGTERM)
-            asyncio.get_running_loop().call_later(_GRACE, self._signal, signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def _expire(self) -> None:
+        """End the group because its time is up; `wait` says so."""
+        self._timed_out = True
+        self._ask_to_end()
+        # A child may hold the output open after git itself has ended.
+        self._timer = asyncio.get_running_loop().call_later(_GRACE, self._signal, signal.SIGKILL)
 
     async def _finish(self) -> None:
         assert self._process.stdout is not None
@@ -197,17 +203,17 @@ class Git:
             self._feed.cancel()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._signal(signal.SIGTERM)
+        self._timer.cancel()
+        self._ask_to_end()
         try:
             async with asyncio.timeout(_GRACE):
                 await self._finish()
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
+            # Somebody of the group still holds a pipe open, so its number is still the group's.
             self._signal(signal.SIGKILL)
             await self._finish()
-        except asyncio.CancelledError:
-            self._signal(signal.SIGKILL)
-            await self._finish()
-            raise
+            if isinstance(error, asyncio.CancelledError):
+                raise
         if self._feed is not None:
             await asyncio.wait([self._feed])
 
@@ -236,12 +242,10 @@ async def start(
         start_new_session=True,
         pass_fds=pass_fds,
     )
-    git = Git(process, next(word for word in arguments if not word.startswith("-")))
-    timer = asyncio.get_running_loop().call_later(time_limit_for.total_seconds(), git.expire)
+    git = Git(process, next(word for word in arguments if not word.startswith("-")), time_limit_for)
     try:
         yield git
     finally:
-        timer.cancel()
         await git.end()
 
 

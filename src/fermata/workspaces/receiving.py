@@ -35,7 +35,7 @@ class Destination:
 
     location: str
     protocols: str = "file"
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 async def receive(
