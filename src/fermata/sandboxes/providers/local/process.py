@@ -278,9 +278,9 @@ async def _write(descriptor: int, data: bytes) -> None:
         try:
             view = view[os.write(descriptor, view) :]
         except BlockingIOError:
-            room = loop.create_future()
-            loop.add_writer(descriptor, lambda room=room: room.done() or room.set_result(None))
+            room = asyncio.Event()
+            loop.add_writer(descriptor, room.set)
             try:
-                await room
+                await room.wait()
             finally:
                 loop.remove_writer(descriptor)

@@ -41,8 +41,8 @@ def build(target: Path) -> str:
             try:
                 _compile(compiler, Path(work))
             except (OSError, subprocess.SubprocessError) as error:
-                output = getattr(error, "stderr", None) or str(error)
-                answers.append(f"{compiler[0]}: {output.strip().splitlines()[-1] if output.strip() else ''}")
+                lines = (getattr(error, "stderr", None) or str(error)).splitlines()
+                answers.append(f"{compiler[0]}: {next((line for line in lines if 'error' in line), lines[-1:])}")
                 continue
             for name in PROGRAMS:
                 os.replace(Path(work) / name, target / name)

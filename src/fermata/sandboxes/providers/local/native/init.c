@@ -11,7 +11,6 @@
 #include "init.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/capability.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
@@ -280,10 +279,21 @@ static int serve(int conn) {
     return 1;
 }
 
+/* From linux/capability.h, which not every compiler has at hand. */
+#define CAP_VERSION_3 0x20080522
+#define CAP_SETPCAP 8
+struct cap_head {
+    uint32_t version;
+    int pid;
+};
+struct cap_set {
+    uint32_t effective, permitted, inheritable;
+};
+
 /* Keep the capabilities we were given, less the one that lets us give up the others for good. */
 static void give_up_capabilities(void) {
-    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct sets[2];
+    struct cap_head head = {CAP_VERSION_3, 0};
+    struct cap_set sets[2];
     if (syscall(SYS_capget, &head, sets) < 0)
         _exit(4);
     sets[0].permitted &= ~(1u << CAP_SETPCAP);
