@@ -8,14 +8,11 @@ import pytest
 from fermata.kit.errors import ModelError, SandboxGoneError
 from fermata.testing.memory_journal import MemoryJournal
 from fermata.testing.scripted_llm import Gate, ScriptedLlm, asks, ends, says
-from fermata.testing.turns import RecordingTool, a_turn, play
-from fermata.turns.chunks import KEYS
+from fermata.testing.turns import RecordingTool, a_turn, check_stream, play
 from fermata.turns.fold import fold
-from fermata.turns.history import history_from_json, history_to_json
 from fermata.turns.loop import GATHER_FOR
 from fermata.turns.model import (
     AssistantMessage,
-    Chunk,
     FinishReason,
     Reasoning,
     ReasoningAdded,
@@ -31,7 +28,6 @@ from fermata.turns.model import (
     ToolMessage,
     ToolResult,
     TurnEnd,
-    TurnOutcome,
     Usage,
 )
 from fermata.turns.reader import BUFFER_LIMIT
@@ -40,23 +36,10 @@ from fermata.turns.toolset import Toolset
 TOOLS = ends(FinishReason.TOOL_CALLS)
 
 
-def stream(journal: MemoryJournal, outcome: TurnOutcome) -> list[Chunk]:
-    """Every chunk a viewer sees, checked for what holds on every path."""
-    chunks = journal.chunks + list(outcome.closing)
-    kinds = [chunk["type"] for chunk in chunks]
-    assert kinds.count("start") == kinds.count("finish") == 1
-    assert (kinds[0], kinds[-1]) == ("start", "finish")
-    assert kinds.count("start-step") == kinds.count("finish-step")
-    assert all(chunk.keys() - {"type"} <= KEYS[chunk["type"]] for chunk in chunks)
-    assert fold(chunks) == outcome.message
-    assert history_from_json(history_to_json(outcome.history)) == outcome.history
-    return chunks
-
-
 async def test_an_answer_without_tools_is_streamed_and_kept() -> None:
     journal = MemoryJournal()
     outcome = await play(ScriptedLlm([*says("Hel", "lo."), ends()]), journal=journal)
-    stream(journal, outcome)
+    check_stream(journal, outcome)
     assert outcome.end is TurnEnd.COMPLETED
     assert outcome.message["id"] == "m1"
     assert outcome.message["parts"] == [
@@ -71,7 +54,7 @@ async def test_a_tool_is_called_with_its_input_and_the_model_sees_the_result() -
     tool, journal = RecordingTool(), MemoryJournal()
     llm = ScriptedLlm([*asks("a", "note", {"x": 1}, '{"x"', ": 1}"), TOOLS], [*says("Done."), ends()])
     outcome = await play(llm, tools=Toolset([tool]), journal=journal)
-    chunks = stream(journal, outcome)
+    chunks = check_stream(journal, outcome)
     assert tool.inputs == [{"x": 1}]
     assert llm.calls[1].messages[1:] == outcome.history[:2]
     assert outcome.history == (
@@ -100,7 +83,7 @@ async def test_an_intent_is_written_before_the_tool_acts_and_its_result_after() 
 
     llm = ScriptedLlm([*asks("a", "note", {}), TOOLS], [*says("Done."), ends()])
     outcome = await play(llm, tools=Toolset([RecordingTool(act=act)]), journal=journal)
-    (result,) = outcome.history[1].results  # type: ignore[union-attr]
+    (result,) = outcome.history[1].results
     assert result.output[-2:] == ["record_step", "record_intent"]
     assert journal.entries[len(result.output)] == "record_result"
 
@@ -119,7 +102,7 @@ async def test_calls_of_one_step_run_in_order() -> None:
     llm = ScriptedLlm([*asks("1", "first", {}), *asks("2", "second", {}), TOOLS], [ends()])
     outcome = await play(llm, tools=Toolset([tool("second"), tool("first")]))
     assert order == ["first begins", "first ends", "second begins", "second ends"]
-    assert [result.call_id for result in outcome.history[1].results] == ["1", "2"]  # type: ignore[union-attr]
+    assert [result.call_id for result in outcome.history[1].results] == ["1", "2"]
 
 
 async def test_the_first_piece_of_an_answer_is_visible_while_the_model_goes_on() -> None:
@@ -142,7 +125,7 @@ async def test_pieces_that_arrive_while_one_is_written_are_written_together() ->
 
     journal = SlowJournal()
     outcome = await play(ScriptedLlm([*says(*"abcdefgh" * 20), ends()]), journal=journal)
-    chunks = stream(journal, outcome)
+    chunks = check_stream(journal, outcome)
     assert len([chunk for chunk in chunks if chunk["type"] == "text-delta"]) < 10
     assert outcome.message["parts"][-1]["text"] == "abcdefgh" * 20
 
@@ -184,8 +167,8 @@ async def test_reasoning_goes_back_to_the_model_with_its_signature_and_the_page_
     ]
     llm = ScriptedLlm([*thought, *asks("a", "note", {}), TOOLS], [*says("Done."), ends()])
     outcome = await play(llm, tools=Toolset([tool]), journal=journal)
-    assert Reasoning("Hm.", {"signature": "s3cr3t"}) in llm.calls[1].messages[1].parts  # type: ignore[union-attr]
-    assert "s3cr3t" not in str(stream(journal, outcome))
+    assert Reasoning("Hm.", {"signature": "s3cr3t"}) in llm.calls[1].messages[1].parts
+    assert "s3cr3t" not in str(check_stream(journal, outcome))
     assert outcome.message["parts"][1]["text"] == "Hm."
 
 
@@ -193,8 +176,8 @@ async def test_a_call_of_an_unknown_tool_is_answered_with_the_names_of_the_tools
     llm = ScriptedLlm([*asks("a", "fly", {}), TOOLS], [*says("Sorry."), ends()])
     journal = MemoryJournal()
     outcome = await play(llm, tools=Toolset([RecordingTool(), RecordingTool("other")]), journal=journal)
-    stream(journal, outcome)
-    (result,) = outcome.history[1].results  # type: ignore[union-attr]
+    check_stream(journal, outcome)
+    (result,) = outcome.history[1].results
     assert result.error == "There is no tool named fly. The tools are: note, other."
     assert outcome.end is TurnEnd.COMPLETED
 
@@ -212,7 +195,7 @@ async def test_broken_arguments_are_shown_and_answered_and_nothing_runs() -> Non
         "toolName": "note",
         "input": '{"x": ',
     }.items() <= next(
-        chunk for chunk in stream(journal, outcome) if chunk["type"] == "tool-input-error"
+        chunk for chunk in check_stream(journal, outcome) if chunk["type"] == "tool-input-error"
     ).items()
     assert tool.inputs == []
     assert outcome.history[1] == ToolMessage((ToolResult("a", "note", None, "The arguments are not JSON."),))
@@ -222,9 +205,9 @@ async def test_arguments_without_an_end_count_as_broken() -> None:
     tool, journal = RecordingTool(), MemoryJournal()
     script = [ToolInputStarted("a", "note"), ToolInputAdded("a", '{"x": '), ends(FinishReason.LENGTH)]
     outcome = await play(ScriptedLlm(script, [*says("Ok."), ends()]), tools=Toolset([tool]), journal=journal)
-    stream(journal, outcome)
+    check_stream(journal, outcome)
     assert tool.inputs == []
-    assert "cut off" in outcome.history[1].results[0].error  # type: ignore[union-attr,operator]
+    assert "cut off" in outcome.history[1].results[0].error
 
 
 async def test_call_ids_that_a_server_uses_again_are_told_apart() -> None:
@@ -240,9 +223,9 @@ async def test_call_ids_that_a_server_uses_again_are_told_apart() -> None:
     )
     turn = a_turn(history=(*earlier, *a_turn().history))
     outcome = await play(llm, tools=Toolset([tool]), journal=journal, turn=turn)
-    stream(journal, outcome)
+    check_stream(journal, outcome)
     assert tool.inputs == [1, 2, 3]
-    calls = [part.call_id for message in outcome.history[:4:2] for part in message.parts]  # type: ignore[union-attr]
+    calls = [part.call_id for message in outcome.history[:4:2] for part in message.parts]
     assert len({"call_0", *calls}) == 4
 
 
@@ -250,7 +233,7 @@ async def test_halves_of_characters_from_a_vendor_do_not_break_the_stream() -> N
     tool, journal = RecordingTool(), MemoryJournal()
     llm = ScriptedLlm([*says("\ud83d"), *asks("a", "note", {"t": "\udc00"}), TOOLS], [*says("Done."), ends()])
     outcome = await play(llm, tools=Toolset([tool]), journal=journal)
-    for chunk in stream(journal, outcome):
+    for chunk in check_stream(journal, outcome):
         str(chunk).encode()
     assert tool.inputs == [{"t": "\ufffd"}]
 
@@ -259,7 +242,7 @@ async def test_a_turn_that_reaches_its_last_step_says_so() -> None:
     tool, journal = RecordingTool(), MemoryJournal()
     llm = ScriptedLlm(*([*asks(f"c{n}", "note", n), TOOLS] for n in range(5)))
     outcome = await play(llm, tools=Toolset([tool]), journal=journal, turn=a_turn(max_steps=3))
-    stream(journal, outcome)
+    check_stream(journal, outcome)
     assert len(llm.calls) == 3
     assert tool.inputs == [0, 1, 2]
     assert outcome.end is TurnEnd.COMPLETED
@@ -272,7 +255,7 @@ async def test_an_error_of_the_model_ends_the_turn_with_its_sentence(before: lis
     journal = MemoryJournal()
     llm = ScriptedLlm([*before, ModelError("The vendor is overloaded.")])
     outcome = await play(llm, journal=journal)
-    chunks = stream(journal, outcome)
+    chunks = check_stream(journal, outcome)
     assert outcome.end is TurnEnd.FAILED
     assert outcome.error == "The vendor is overloaded."
     assert {"type": "error", "errorText": "The vendor is overloaded."} in chunks
@@ -292,7 +275,7 @@ async def test_a_fault_of_ours_ends_the_turn_with_a_neutral_sentence() -> None:
     llm = ScriptedLlm([*says("Well"), RuntimeError("/srv/secret/path")])
     outcome = await play(llm, journal=journal)
     assert outcome.end is TurnEnd.FAILED
-    assert "/srv/secret" not in str(stream(journal, outcome))
+    assert "/srv/secret" not in str(check_stream(journal, outcome))
     assert "logged" in str(outcome.error)
 
 
@@ -307,9 +290,9 @@ async def test_a_tool_that_breaks_is_a_result_and_the_turn_goes_on() -> None:
     llm = ScriptedLlm([*asks("1", "gone", {}), *asks("2", "bug", {}), TOOLS], [*says("Oh."), ends()])
     journal = MemoryJournal()
     outcome = await play(llm, tools=tools, journal=journal)
-    stream(journal, outcome)
+    check_stream(journal, outcome)
     assert outcome.end is TurnEnd.COMPLETED
-    first, second = outcome.history[1].results  # type: ignore[union-attr]
+    first, second = outcome.history[1].results
     assert first.error == "The sandbox is gone."
     assert "secret" not in str(second)
     assert second.error

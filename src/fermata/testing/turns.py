@@ -7,9 +7,12 @@ from typing import Any
 
 from fermata.sandboxes.contract import Sandbox
 from fermata.testing.memory_journal import MemoryJournal
+from fermata.turns.chunks import KEYS
 from fermata.turns.contract import Llm, ToolContext
+from fermata.turns.fold import fold
+from fermata.turns.history import history_from_json, history_to_json
 from fermata.turns.loop import run_turn
-from fermata.turns.model import Text, ToolDescription, TurnOutcome, UserMessage
+from fermata.turns.model import Chunk, Text, ToolDescription, TurnOutcome, UserMessage
 from fermata.turns.progress import Turn
 from fermata.turns.toolset import Toolset
 
@@ -72,3 +75,16 @@ async def play(
         get_sandbox=get_sandbox,
         stopping=stopping or asyncio.Event(),
     )
+
+
+def check_stream(journal: MemoryJournal, outcome: TurnOutcome) -> list[Chunk]:
+    """Every chunk a viewer sees, checked for what holds on every path."""
+    chunks = journal.chunks + list(outcome.closing)
+    kinds = [chunk["type"] for chunk in chunks]
+    assert kinds.count("start") == kinds.count("finish") == 1
+    assert (kinds[0], kinds[-1]) == ("start", "finish")
+    assert kinds.count("start-step") == kinds.count("finish-step")
+    assert all(chunk.keys() - {"type"} <= KEYS[chunk["type"]] for chunk in chunks)
+    assert fold(chunks) == outcome.message
+    assert history_from_json(history_to_json(outcome.history)) == outcome.history
+    return chunks
