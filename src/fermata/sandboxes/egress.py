@@ -12,8 +12,8 @@ a second proxy would look names up again and unjudged.
 import asyncio
 import contextlib
 import socket
-from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -68,6 +68,7 @@ class EgressProxy:
         self._idle_for = idle_for.total_seconds()
         self._servers: dict[str, list[asyncio.Server]] = defaultdict(list)
         self._tasks: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        self._places: Counter[str] = Counter()
         self._lookups: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(4))
         self._decisions: dict[str, deque[Decision]] = defaultdict(lambda: deque(maxlen=remembered_at_most))
 
@@ -75,10 +76,11 @@ class EgressProxy:
         """Serve a listening stream socket, which is the proxy's own from here on, until `release`."""
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if sandbox not in self._servers:
+            tasks = self._tasks[sandbox]
+            # As many again may be told that there is no place; more than that are not even answered.
+            if sandbox not in self._servers or len(tasks) >= 2 * self._connections_at_most:
                 writer.transport.abort()
                 return
-            tasks = self._tasks[sandbox]
             task = asyncio.get_running_loop().create_task(self._converse(reader, writer, sandbox))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -95,6 +97,7 @@ class EgressProxy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._lookups.pop(sandbox, None)
+        self._places.pop(sandbox, None)
         self._decisions.pop(sandbox, None)
 
     async def close(self) -> None:
@@ -114,9 +117,9 @@ class EgressProxy:
         wire = Wire(h11.SERVER, reader, writer, lambda: limit.reschedule(loop.time() + self._idle_for))
         try:
             async with limit:
-                self._admit(sandbox)
-                while await self._serve_request(wire, sandbox):
-                    wire.conn.start_next_cycle()
+                with self._place(sandbox):
+                    while await self._serve_request(wire, sandbox):
+                        wire.conn.start_next_cycle()
         except AnswerError as answer:
             await wire.answer(answer.status, answer.sentence)
         except h11.RemoteProtocolError as error:
@@ -130,12 +133,19 @@ class EgressProxy:
         finally:
             await wire.close()
 
-    def _admit(self, sandbox: str) -> None:
-        if len(self._tasks[sandbox]) > self._connections_at_most:
+    @contextlib.contextmanager
+    def _place(self, sandbox: str) -> Iterator[None]:
+        """One of the sandbox's connections. It is free again before the last answer has been taken note of."""
+        if self._places[sandbox] >= self._connections_at_most:
             raise AnswerError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"This sandbox has {self._connections_at_most} connections open already.",
             )
+        self._places[sandbox] += 1
+        try:
+            yield
+        finally:
+            self._places[sandbox] -= 1
 
     async def _serve_request(self, wire: Wire, sandbox: str) -> bool:
         """Serve one request; whether another may follow on the connection."""

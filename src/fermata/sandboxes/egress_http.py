@@ -174,6 +174,10 @@ async def _download(upstream: Wire, client: Wire, target: Target) -> None:
 
 def read_target(request: h11.Request) -> tuple[Target, bytes]:
     """Whom a request is for and, unless it is CONNECT, the path to ask there for."""
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise AnswerError(HTTPStatus.BAD_REQUEST, "This proxy speaks HTTP/1.0 and HTTP/1.1.")
+    if sum(len(name) + len(value) for name, value in request.headers) > _HEADERS_AT_MOST:
+        raise AnswerError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The headers are too large.")
     text = request.target.decode("ascii", "replace")
     path = b""
     if request.method == b"CONNECT":
