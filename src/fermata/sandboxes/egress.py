@@ -76,11 +76,11 @@ class EgressProxy:
         """Serve a listening stream socket, which is the proxy's own from here on, until `release`."""
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            tasks = self._tasks[sandbox]
             # As many again may be told that there is no place; more than that are not even answered.
-            if sandbox not in self._servers or len(tasks) >= 2 * self._connections_at_most:
+            if sandbox not in self._servers or len(self._tasks[sandbox]) >= 2 * self._connections_at_most:
                 writer.transport.abort()
                 return
+            tasks = self._tasks[sandbox]
             task = asyncio.get_running_loop().create_task(self._converse(reader, writer, sandbox))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -135,7 +135,7 @@ class EgressProxy:
 
     @contextlib.contextmanager
     def _place(self, sandbox: str) -> Iterator[None]:
-        """One of the sandbox's connections. It is free again before the last answer has been taken note of."""
+        """One of the sandbox's connections, free again before the last answer has been taken note of."""
         if self._places[sandbox] >= self._connections_at_most:
             raise AnswerError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
