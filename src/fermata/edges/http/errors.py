@@ -5,7 +5,6 @@ from typing import Any
 
 import orjson
 import structlog
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from fermata.kit.errors import ErrorKind, FermataError, InternalError
@@ -50,12 +49,9 @@ def error_response(error: FermataError) -> Response:
     return json_response(body, status, _headers(status))
 
 
-def http_error_response(error: HTTPException) -> Response:
-    """What the framework says by itself: no such path, no such method."""
-    text = {404: "Not found", 405: "Method not allowed"}.get(error.status_code, error.detail)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    body = {"status": "error", "error": text, "code": code}
-    return json_response(body, error.status_code, error.headers)
+def plain_error(status: int, code: str, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The envelope for what is no error of ours: no such path, no such method."""
+    return json_response({"status": "error", "error": text, "code": code}, status, headers)
 
 
 def unexpected_response(error: BaseException, *, method: str, path: str) -> Response:
