@@ -44,6 +44,7 @@ class Flag(IntFlag):
     NOFOLLOW = 8
     DIRECTORY = 16
     MODE = 32
+    GROUP = 64
 
 
 class Stage(IntEnum):

@@ -42,13 +42,15 @@ class Group:
     paths: tuple[Path, ...]
     #: Where commands get a group of their own, so that one write kills all of one.
     commands: Path | None
+    owner: int | None
     _next: int = 0
     #: Groups of commands that left something running.
     _left: list[Path] = field(default_factory=list)
 
-    def open_entrances(self) -> list[int]:
-        """Descriptors through which a process enters by writing `0`. The caller closes them."""
-        return [os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for path in self.paths]
+    def move_in(self, pid: int) -> None:
+        """Move a process. The first move after a while waits for every processor of the machine: 10 ms."""
+        for path in self.paths:
+            (path / "cgroup.procs").write_text(str(pid))
 
     def new_command(self) -> "CommandGroup | None":
         if self.commands is None:
@@ -60,7 +62,14 @@ class Group:
                 path.mkdir()
             except FileExistsError:
                 continue
+            self.admit(path)
             return CommandGroup(path, self)
+
+    def admit(self, path: Path) -> None:
+        """Let the first process, which is `owner` on the host, start processes in the group. The group's
+        files are not to be seen inside, so nobody else can."""
+        if self.owner is not None:
+            os.chown(path / "cgroup.procs", self.owner, -1)
 
     def leave(self, path: Path) -> None:
         """Remove an emptied group; what is not empty yet is tried again with the next one."""
@@ -73,8 +82,9 @@ class CommandGroup:
     path: Path
     group: Group
 
-    def open_entrance(self) -> int:
-        return os.open(self.path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    def open(self) -> int:
+        """A descriptor that stands for the group, to start a process in. The caller closes it."""
+        return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def kill(self) -> None:
         """Everything in it, at once."""
@@ -88,8 +98,9 @@ class CommandGroup:
 class ControlGroups:
     """The groups of one installation. Empty where this process may not make any."""
 
-    def __init__(self, trees: tuple[_Tree, ...]) -> None:
+    def __init__(self, trees: tuple[_Tree, ...], owner: int | None) -> None:
         self._trees = trees
+        self._owner = owner
 
     @property
     def enforced(self) -> frozenset[str]:
@@ -109,7 +120,10 @@ class ControlGroups:
             for name, value in _settings(tree, limits):
                 _set(path / name, value)
             paths.append(path)
-        return self._group(tuple(paths))
+        group = self._group(tuple(paths))
+        if group.commands is not None:
+            group.admit(group.commands)
+        return group
 
     def find(self, sandbox_id: str) -> Group:
         """The groups of a sandbox that another process may have started."""
@@ -117,7 +131,7 @@ class ControlGroups:
 
     def _group(self, paths: tuple[Path, ...]) -> Group:
         killing = [path for path, tree in zip(paths, self._trees, strict=True) if tree.can_kill]
-        return Group(paths, killing[0] if killing and killing[0].exists() else None)
+        return Group(paths, killing[0] if killing and killing[0].exists() else None, self._owner)
 
     def ids(self) -> set[str]:
         return {entry.name for tree in self._trees for entry in os.scandir(tree.top) if entry.is_dir()}
@@ -183,8 +197,8 @@ def _removed_tree(path: Path) -> bool:
     return _removed(path)
 
 
-def find_control_groups(installation: str) -> ControlGroups:
-    """Try what this process may do; keep what worked."""
+def find_control_groups(installation: str, owner: int | None) -> ControlGroups:
+    """Try what this process may do; keep what worked. `owner` is the host's id of root inside."""
     own = _own_groups()
     trees = []
     for mount, root, version, controllers in _mounts():
@@ -196,7 +210,7 @@ def find_control_groups(installation: str) -> ControlGroups:
         tree = _try_tree(here, version, controllers, f"fermata-{installation}")
         if tree is not None:
             trees.append(tree)
-    return ControlGroups(tuple(trees))
+    return ControlGroups(tuple(trees), owner)
 
 
 def _try_tree(here: Path, version: int, controllers: frozenset[str], name: str) -> _Tree | None:

@@ -117,7 +117,7 @@ async def prepare(layout: Layout, installation: str, defaults: Limits) -> Engine
         mapping=mapping,
     )
     hidden = frozenset(path for path in walls.hideable() if os.path.exists(path))
-    groups = await asyncio.to_thread(find_control_groups, installation)
+    groups = await asyncio.to_thread(find_control_groups, installation, mapping.first_id)
     return Engine(launcher, groups, mapping, defaults, hidden, layout)
 
 

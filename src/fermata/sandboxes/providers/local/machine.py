@@ -69,7 +69,7 @@ class Booted:
 
 
 async def boot(launcher: Launcher, home: Home, plan: Plan, group: Group, network: NetworkPolicy) -> Booted:
-    """Start the sandbox in `home` and return when its first process answers.
+    """Start the sandbox in `home` and return when its first process answers and is in its control groups.
 
     Must not be cancelled half way: the caller shields it. The caller holds the gate, so that the machine's
     lock is free; it is held by the machine from here on. Raises `BootError` with nothing left running.
@@ -77,46 +77,48 @@ async def boot(launcher: Launcher, home: Home, plan: Plan, group: Group, network
     lock = try_lock(home.lock)
     if lock is None:
         raise BootError("already running")
-    entrances: list[int] = []
     said, errors = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     listener = None
+    # Others find the machine under its proper name only when it is complete.
+    door = home.socket.with_name("agent.boot")
     try:
-        listener = agent.listen(home.socket)
-        entrances = group.open_entrances()
-        started = await launcher.start_box(plan, [listener.fileno(), lock, errors, *entrances])
+        listener = agent.listen(door)
+        started = await launcher.start_box(plan, [listener.fileno(), lock, errors])
     except BaseException:
         os.close(said)
         raise
     finally:
-        for descriptor in (lock, errors, *entrances):
-            os.close(descriptor)
+        os.close(lock)
+        os.close(errors)
         if listener is not None:
             listener.close()
+    moving = asyncio.ensure_future(asyncio.to_thread(group.move_in, started.pid))
     try:
-        return await _greet(home, started.pid, started.pidfd, network, said)
+        reply = await _greet(door, network)
+        await moving
+        group.move_in(reply.pid or 0)
+        init = os.pidfd_open(reply.pid or 0)
+    except (agent.AgentLostError, agent.AgentRefusedError, TimeoutError, OSError) as error:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(started.pidfd, signal.SIGKILL)
+        await readable(started.pidfd)
+        os.close(started.pidfd)
+        await asyncio.wait([moving])
+        raise BootError(_read_errors(said) or f"no answer: {error!r}") from error
     finally:
         os.close(said)
-
-
-async def _greet(home: Home, pid: int, monitor: int, network: NetworkPolicy, said: int) -> Booted:
-    op = agent.Op.LISTEN if network is NetworkPolicy.OPEN else agent.Op.PING
-    try:
-        async with asyncio.timeout(_BOOT_SECONDS):
-            reply = await agent.ask(home.socket, agent.Request(op, a=PROXY_PORT), credentials=True)
-        if reply.pid is None:
-            raise BootError("the first process did not show itself")
-        init = os.pidfd_open(reply.pid)
-    except (agent.AgentLostError, agent.AgentRefusedError, TimeoutError, ProcessLookupError) as error:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(monitor, signal.SIGKILL)
-        await readable(monitor)
-        os.close(monitor)
-        raise BootError(_read_errors(said) or f"no answer: {error!r}") from error
     proxy = socket.socket(fileno=reply.descriptors.pop()) if reply.descriptors else None
     if proxy is not None:
         proxy.setblocking(False)
-    home.processes.write_text(json.dumps([_identity(pid), _identity(reply.pid)]))
-    return Booted(Machine(monitor, init), proxy)
+    home.processes.write_text(json.dumps([_identity(started.pid), _identity(reply.pid or 0)]))
+    door.rename(home.socket)
+    return Booted(Machine(started.pidfd, init), proxy)
+
+
+async def _greet(door: Path, network: NetworkPolicy) -> agent.Reply:
+    op = agent.Op.LISTEN if network is NetworkPolicy.OPEN else agent.Op.PING
+    async with asyncio.timeout(_BOOT_SECONDS):
+        return await agent.ask(door, agent.Request(op, a=PROXY_PORT), credentials=True)
 
 
 def _read_errors(descriptor: int) -> str:

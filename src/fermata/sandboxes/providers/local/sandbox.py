@@ -142,7 +142,8 @@ class LocalSandbox:
                 ours.append(read_end)
                 theirs.append(write_end)
             if group is not None:
-                theirs.append(group.open_entrance())
+                flags |= Flag.GROUP
+                theirs.append(group.open())
             request = Request(Op.EXEC, flags, strings, theirs, argc=argc, envc=envc, id=number)
             connection = await agent.send(self._home.socket, request)
         except BaseException as error:
@@ -224,10 +225,12 @@ class LocalSandbox:
         descriptors = [record.descriptor]
         try:
             group = self._new_group()
+            flags = Flag.DETACHED
             if group is not None:
-                descriptors.append(group.open_entrance())
+                flags |= Flag.GROUP
+                descriptors.append(group.open())
             request = Request(
-                Op.EXEC, Flag.DETACHED, strings, descriptors, argc=len(command), envc=count, id=record.number
+                Op.EXEC, flags, strings, descriptors, argc=len(command), envc=count, id=record.number
             )
             await self._ask(request)
         except BaseException:

@@ -42,7 +42,9 @@ def build(target: Path) -> str:
                 _compile(compiler, Path(work))
             except (OSError, subprocess.SubprocessError) as error:
                 lines = (getattr(error, "stderr", None) or str(error)).splitlines()
-                answers.append(f"{compiler[0]}: {next((line for line in lines if 'error' in line), lines[-1:])}")
+                answers.append(
+                    f"{compiler[0]}: {next((line for line in lines if 'error' in line), lines[-1:])}"
+                )
                 continue
             for name in PROGRAMS:
                 os.replace(Path(work) / name, target / name)

@@ -317,6 +317,8 @@ static void set_up(char *name, size_t length) {
     memset(name, 0, length);
     memcpy(name, "init", 4);
     give_up_capabilities();
+    if (load_filter(FD_FILTER) < 0)
+        _exit(5);
     close(FD_SELF);
     close(FD_FILTER);
     for (int fd = FD_LISTEN; fd <= FD_LIFE; fd++)

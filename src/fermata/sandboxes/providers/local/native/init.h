@@ -18,6 +18,7 @@ void say(int conn, uint32_t kind, int error, const int64_t *values, int count, i
 void say_error(int conn, int stage, int error);
 
 /* keeper.c */
+int load_filter(int fd);
 void keep_command(struct asked *ask) __attribute__((noreturn));
 
 /* files.c */

@@ -251,13 +251,14 @@ static void place_descriptors(int listener, int lock, int errors) {
 
 static void reset_signals(void) {
     sigset_t none;
-    for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL);
+    const int changed[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGCHLD};
+    for (size_t i = 0; i < sizeof changed / sizeof *changed; i++)
+        signal(changed[i], SIG_DFL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-static void boot(const struct launch *ask, char *strings, char *end, int *fds, int count) {
+static void boot(const struct launch *ask, char *strings, char *end, int *fds) {
     char *argv[256];
     int argc = 0;
     if (dup2(fds[2], 2) < 0)
@@ -265,9 +266,6 @@ static void boot(const struct launch *ask, char *strings, char *end, int *fds, i
     reset_signals();
     setsid();
     umask(022);
-    for (int i = 3; i < count; i++)
-        if (write(fds[i], "0", 1) != 1)
-            fail("entering the control group");
     mount_disk(ask, &strings, end);
     /* Nothing in a sandbox may make a user namespace, whatever the filter says. */
     write_file("/proc/sys/user/max_user_namespaces", "0");
@@ -330,7 +328,7 @@ static void serve(char *packet, size_t size, int *fds, int count) {
     pid_t pid = fork();
     if (pid == 0) {
         if (ask.op == LAUNCH_BOX)
-            boot(&ask, packet + sizeof ask, packet + size, fds, count);
+            boot(&ask, packet + sizeof ask, packet + size, fds);
         remove_tree(packet + sizeof ask, packet + size);
     }
     answer(pid, errno);
