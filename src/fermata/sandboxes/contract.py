@@ -5,7 +5,7 @@ Rules that hold for every method:
 
 - *Names.* A sandbox is known by its name, unique within the provider: letters, digits, `_ . -`, 1 to 128
   characters, the first a letter or digit, chosen by the caller. Under any other name nothing can be made
-  (`SandboxFailedError`) and nothing exists. A name is never reused for other content while the old disk
+  (`InvalidRequestError`) and nothing exists. A name is never reused for other content while the old disk
   exists.
 - *Durability.* What a method created or kept before it returned survives `kill -9` of this process: a
   sandbox that was running is then *stopped*, with its disk as the last completed write left it.
@@ -13,8 +13,9 @@ Rules that hold for every method:
   the effect of one call. `create` of an existing name raises `SandboxExistsError` and changes nothing.
 - *Cancellation.* A cancelled `create` or `resume` leaves nothing running that `list_sandboxes` would not
   show. A cancelled `exec` ends the command and all that it started.
-- *Errors.* Only errors of `fermata.kit.errors` leave a provider, mapped at its door: `SandboxGoneError`,
-  `SandboxStoppedError`, `SandboxExistsError`, `SandboxPathError`, `SandboxUnsupportedError`,
+- *Errors.* Only errors of `fermata.kit.errors` leave a provider, mapped at its door: `InvalidRequestError`
+  for what the caller may not ask at all (a name or label against its rule, a command without a program, a
+  NUL byte in an argument or the environment), `SandboxGoneError`, `SandboxStoppedError`, `SandboxExistsError`, `SandboxPathError`, `SandboxUnsupportedError`,
   `SandboxFailedError`. Messages never name a path of the host.
 - *Paths* inside a sandbox are POSIX paths; a relative one starts at the working directory. They are
   resolved inside the sandbox, never by the host, so no link, `..` or race leads out. Bytes that are not
@@ -202,9 +203,8 @@ class Sandbox(Protocol):
         At the time limit the command and everything it started are killed; what it had written is
         returned with `timed_out`. A background child that keeps the output open does not delay the
         return by more than 0.25 s after the command itself has ended, and lives on until the sandbox
-        stops. A program that does not exist is exit status 127, one that cannot be run 126 (also: no
-        program named, a NUL byte in an argument), with a line on stderr. `output_limit` bounds each
-        stream in bytes. Raises `SandboxPathError` when `cwd` is not a directory.
+        stops. A program that does not exist is exit status 127, one that cannot be run 126,
+        with a line on stderr. `output_limit` bounds each stream in bytes. Raises `SandboxPathError` when `cwd` is not a directory.
         """
         ...
 

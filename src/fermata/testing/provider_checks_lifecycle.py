@@ -8,8 +8,8 @@ import pytest
 
 from fermata.kit.errors import (
     FermataError,
+    InvalidRequestError,
     SandboxExistsError,
-    SandboxFailedError,
     SandboxGoneError,
     SandboxStoppedError,
 )
@@ -89,7 +89,7 @@ class LifecycleChecks(Checks):
         self, provider: SandboxProvider, refused: Refused, name: str
     ) -> None:
         before = await provider.list_sandboxes()
-        with refused(SandboxFailedError):
+        with refused(InvalidRequestError):
             await provider.create(SandboxSpec(name))
         for find in (provider.connect, provider.resume, provider.stop, provider.describe):
             with refused(SandboxGoneError):
@@ -112,7 +112,7 @@ class LifecycleChecks(Checks):
         self, provider: SandboxProvider, refused: Refused, labels: dict[str, str]
     ) -> None:
         name = fresh_name()
-        with refused(SandboxFailedError):
+        with refused(InvalidRequestError):
             await provider.create(SandboxSpec(name, labels=labels))
         assert await _status(provider, name) is None
 

@@ -69,9 +69,7 @@ class Command:
         time_limit: float | None,
         merged: bool = False,
     ) -> "Command":
-        """Start it, or raise `OSError` or `ValueError` as the host does for a program that it cannot run."""
-        if not argv or not argv[0]:
-            raise ValueError("no program is named")
+        """Start it, or raise `OSError` as the host does for a program that it cannot run."""
         process = subprocess.Popen(
             list(argv),
             cwd=cwd,

@@ -10,10 +10,11 @@ import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fermata.kit.errors import FermataError, SandboxPathError
+from fermata.kit.errors import FermataError, InvalidRequestError, SandboxPathError
 from fermata.sandboxes.clip import Clip
 from fermata.sandboxes.contract import (
     DetachedCommand,
@@ -86,6 +87,10 @@ class Machine:
         merged: bool = False,
     ) -> Command:
         """Start a command; one that the machine cannot run becomes a shell that says so."""
+        if not command or not command[0]:
+            raise InvalidRequestError("a command needs a program")
+        if any("\0" in text for text in (*command, *chain.from_iterable((environment or {}).items()))):
+            raise InvalidRequestError("a command and its environment cannot hold NUL bytes")
         place = cwd or WORKING_DIRECTORY
         with told_of(place):
             where = self.disk.locate(place)
@@ -103,13 +108,14 @@ class Machine:
         }
         try:
             return Command.start([_rewrite(argument, root) for argument in command], **keywords)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             status = 127 if isinstance(error, FileNotFoundError) else 126
-            words = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
-            name = (command[0] if command else "").replace("\0", "")
+            words = os.strerror(error.errno or 0)
             keywords["environment"] = {"PATH": os.defpath}
             script = 'printf "%s: %s\\n" "$1" "$2" >&2; exit "$3"'
-            return Command.start(["/bin/sh", "-c", script, "sh", name[:1000], words, str(status)], **keywords)
+            return Command.start(
+                ["/bin/sh", "-c", script, "sh", command[0][:1000], words, str(status)], **keywords
+            )
 
 
 @dataclass

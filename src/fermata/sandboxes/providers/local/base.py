@@ -24,11 +24,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 
 import structlog
 
 from fermata.kit.errors import SandboxGoneError
 from fermata.sandboxes.providers.local.base_host import LAYOUT, build_host_root
+from fermata.sandboxes.providers.local.ids import first_id as own_first_id
 
 _log = structlog.get_logger(__name__)
 _ID = re.compile(r"[a-z]{1,16}-[0-9a-f]{16}")
@@ -50,15 +52,20 @@ class BaseStore:
     """Makes and finds bases below one data directory. One per process; processes may share the directory.
 
     `first_id` is the host's user and group id that is root inside, when the server runs as root and maps
-    a range; None when root inside is whoever runs the server, who then owns every file of a base.
+    a range; None when root inside is whoever runs the server, who then owns every file of a base. Left
+    out, it is what sandboxes of this process have.
     """
 
     def __init__(
-        self, *, setting: str | None = None, builds: bool = True, first_id: int | None = None
+        self,
+        *,
+        setting: str | None = None,
+        builds: bool = True,
+        first_id: int | EllipsisType | None = ...,
     ) -> None:
         self._setting = setting
         self._builds = builds
-        self._first_id = first_id
+        self._first_id = own_first_id() if isinstance(first_id, EllipsisType) else first_id
         self._bases: Path | None = None
         self._current: Base | None = None
         self._status = "no base file system yet"
