@@ -48,8 +48,10 @@ class Watch:
 
     async def wait(self, at_most: timedelta) -> bool:
         """True when a hint came since the last wait, False when `at_most` has passed without one."""
+        # Not `wait_for`: on Python 3.11 it swallows a cancellation that comes together with the event.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), at_most.total_seconds())
+            async with asyncio.timeout(at_most.total_seconds()):
+                await self._event.wait()
         hinted = self._event.is_set()
         self._event.clear()
         return hinted
