@@ -43,7 +43,7 @@ def slow_alias() -> dict[str, str]:
 async def test_git_sees_nothing_of_the_servers_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".gitconfig").write_text("[alias]\n\tslow = !false\n")
+    (tmp_path / ".gitconfig").write_text("[user]\n\tname = Somebody\n")
     for key, value in {
         "HOME": str(tmp_path),
         "FERMATA_GITHUB_TOKEN": "secret",
@@ -66,6 +66,8 @@ async def test_git_sees_nothing_of_the_servers_environment(
     assert seen["GIT_TERMINAL_PROMPT"] == "0"
     assert seen["https_proxy"] == "http://proxy:1"
     assert done.stderr == ""
+    done = await git.run("config", "--get", "user.name", cwd=tmp_path)
+    assert (done.exit_code, done.stdout) == (1, b"")
 
 
 async def test_a_time_limit_ends_git_and_its_children(tmp_path: Path, slow_alias: dict[str, str]) -> None:

@@ -2,9 +2,11 @@ import asyncio
 import base64
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import structlog
 from aiohttp import web
 
 from fermata.kit.clock import SystemClock
-from fermata.kit.errors import ConflictError, FermataError, NotFoundError, RepositoryError
+from fermata.kit.errors import ConflictError, FermataError, NotFoundError, RepositoryError, TimedOutError
 from fermata.workspaces.contract import GitRequest
+from fermata.workspaces.git import one_piece
+from fermata.workspaces.locks import hold_lock
 from fermata.workspaces.model import BranchUpdate, Head, RepositoryName
 from fermata.workspaces.providers.builtin import BuiltinHost
 from fermata.workspaces.providers.github import GitHubHost
@@ -39,7 +43,10 @@ class FakeGitHub:
     secrets_in_urls: int = 0
     #: A creation waits here, so that two can be under way at once.
     together: asyncio.Barrier | None = None
-    redirect_to: str | None = None
+    creating: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: Packs are not sent before this is set.
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    fetching: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def rest(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path))
@@ -73,11 +80,13 @@ class FakeGitHub:
         if self.together is not None:
             await self.together.wait()
         name = RepositoryName(owner, body["name"])
-        if await self.store.exists(name):
+        async with self.creating:
+            existed = await self.store.exists(name)
+            await self.store.ensure(name)
+        if existed:
             errors = [{"resource": "Repository", "message": "name already exists on this account"}]
             message = {"message": "Repository creation failed.", "errors": errors}
             return web.json_response(message, status=422)
-        await self.store.ensure(name)
         return web.json_response({"full_name": str(name)}, status=201)
 
     async def git(self, request: web.Request) -> web.StreamResponse:
@@ -93,11 +102,15 @@ class FakeGitHub:
             content_type=request.headers.get("content-type"),
             content_encoding=request.headers.get("content-encoding"),
             protocol=request.headers.get("git-protocol"),
-            body=request.content.iter_any(),
         )
         allowed = request.headers.get("authorization") == BASIC
         if not allowed and (asked.writes or name not in self.public):
             return web.Response(status=401, headers={"www-authenticate": 'Basic realm="GitHub"'})
+        body = await request.read()
+        if b"command=fetch" in body:
+            self.fetching.set()
+            await self.gate.wait()
+        asked = replace(asked, body=one_piece(body))
         try:
             answer = await self.store.answer(name, asked)
         except NotFoundError:
@@ -113,6 +126,7 @@ class FakeGitHub:
 @pytest.fixture
 async def github(tmp_path: Path) -> AsyncIterator[FakeGitHub]:
     fake = FakeGitHub(BuiltinHost(root=tmp_path / "on-github", clock=SystemClock()))
+    fake.gate.set()
     application = web.Application(client_max_size=0)
     application.router.add_route("*", "/{owner}/{name}.git/{tail:.*}", fake.git)
     application.router.add_route("*", "/api/{path:.*}", fake.rest)
@@ -351,6 +365,39 @@ async def test_a_lock_that_a_killed_fetch_left_does_not_block_the_mirror(
     await run_git("branch", "side", "main", cwd=github.store.path_of(name))
     second = await bundle_to(hub, name, tmp_path / "second.bundle", branch="side")
     assert "refs/heads/side" in await run_git("bundle", "list-heads", str(second))
+
+
+_FETCHER = """
+import asyncio, sys
+from pathlib import Path
+from fermata.workspaces.model import RepositoryName
+from fermata.workspaces.providers.github import GitHubHost
+
+async def main():
+    host = GitHubHost(token=sys.argv[1], cache=Path(sys.argv[2]), clone_base=sys.argv[3])
+    async with host.bundle(RepositoryName(*sys.argv[4].split("/"))) as pieces:
+        pass
+
+asyncio.run(main())
+"""
+
+
+async def test_a_fetch_that_outlives_its_server_keeps_others_from_the_mirror(
+    github: FakeGitHub, hub: GitHubHost, name: RepositoryName, tmp_path: Path
+) -> None:
+    await github.store.ensure(name)
+    github.gate.clear()
+    arguments = (TOKEN, str(tmp_path / "cache"), github.base, str(name))
+    server = await asyncio.create_subprocess_exec(sys.executable, "-c", _FETCHER, *arguments)
+    await github.fetching.wait()
+    server.kill()
+    await server.wait()
+    lock = tmp_path / f"cache/{name}.lock"
+    with pytest.raises(TimedOutError):
+        async with hold_lock(lock, time_limit_for=timedelta(milliseconds=50)):
+            pass
+    github.gate.set()
+    await bundle_to(hub, name, tmp_path / "out.bundle")
 
 
 async def test_work_of_a_sandbox_is_pushed_to_github_by_the_server(

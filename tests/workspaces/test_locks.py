@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fermata.kit.errors import TimedOutError
-from fermata.workspaces.locks import FileLocks
+from fermata.workspaces.locks import hold_lock
 
 LONG = timedelta(seconds=30)
 SHORT = timedelta(milliseconds=60)
@@ -17,10 +17,10 @@ _HOLDER = """
 import asyncio, sys
 from datetime import timedelta
 from pathlib import Path
-from fermata.workspaces.locks import FileLocks
+from fermata.workspaces.locks import hold_lock
 
 async def main():
-    async with FileLocks().hold(Path(sys.argv[1]), time_limit_for=timedelta(seconds=9)) as descriptor:
+    async with hold_lock(Path(sys.argv[1]), time_limit_for=timedelta(seconds=9)) as descriptor:
         if sys.argv[2] == "child":
             await asyncio.create_subprocess_exec("sleep", "60", pass_fds=(descriptor,))
         print("held", flush=True)
@@ -39,51 +39,43 @@ def start_holder(path: Path, kind: str) -> subprocess.Popen[bytes]:
     return holder
 
 
-async def test_one_task_holds_a_lock_at_a_time_and_the_others_follow_in_order(tmp_path: Path) -> None:
-    locks = FileLocks()
+async def test_one_task_holds_a_lock_at_a_time(tmp_path: Path) -> None:
     inside = 0
-    order: list[int] = []
+    turns = 0
 
-    async def work(number: int) -> None:
-        nonlocal inside
-        async with locks.hold(tmp_path / "lock", time_limit_for=LONG):
+    async def work() -> None:
+        nonlocal inside, turns
+        async with hold_lock(tmp_path / "lock", time_limit_for=LONG):
             inside += 1
             assert inside == 1
-            await asyncio.sleep(0)
-            order.append(number)
+            await asyncio.sleep(0.002)
+            turns += 1
             inside -= 1
 
-    await asyncio.gather(*(work(number) for number in range(5)))
-    assert order == [0, 1, 2, 3, 4]
+    await asyncio.gather(*(work() for _ in range(5)))
+    assert turns == 5
 
 
 async def test_two_files_are_two_locks(tmp_path: Path) -> None:
-    locks = FileLocks()
     async with (
-        locks.hold(tmp_path / "a", time_limit_for=SHORT),
-        locks.hold(tmp_path / "b", time_limit_for=SHORT),
+        hold_lock(tmp_path / "a", time_limit_for=SHORT),
+        hold_lock(tmp_path / "b", time_limit_for=SHORT),
     ):
         pass
 
 
 async def test_waiting_for_too_long_is_an_error_and_the_lock_works_afterwards(tmp_path: Path) -> None:
-    locks, others = FileLocks(), FileLocks()
-    async with locks.hold(tmp_path / "lock", time_limit_for=LONG):
-        # In this process, and as another process would see it.
-        for waiting in (locks, others):
-            with pytest.raises(TimedOutError):
-                async with waiting.hold(tmp_path / "lock", time_limit_for=SHORT):
-                    pass
-    for free in (locks, others):
-        async with free.hold(tmp_path / "lock", time_limit_for=SHORT):
-            pass
+    async with hold_lock(tmp_path / "lock", time_limit_for=LONG):
+        with pytest.raises(TimedOutError):
+            async with hold_lock(tmp_path / "lock", time_limit_for=SHORT):
+                pass
+    async with hold_lock(tmp_path / "lock", time_limit_for=SHORT):
+        pass
 
 
 async def test_a_cancelled_holder_or_waiter_frees_the_lock(tmp_path: Path) -> None:
-    locks = FileLocks()
-
     async def work() -> None:
-        async with locks.hold(tmp_path / "lock", time_limit_for=LONG):
+        async with hold_lock(tmp_path / "lock", time_limit_for=LONG):
             await asyncio.sleep(60)
 
     tasks = [asyncio.ensure_future(work()) for _ in range(3)]
@@ -91,18 +83,18 @@ async def test_a_cancelled_holder_or_waiter_frees_the_lock(tmp_path: Path) -> No
     for task in reversed(tasks):
         task.cancel()
     await asyncio.wait(tasks)
-    async with locks.hold(tmp_path / "lock", time_limit_for=SHORT):
+    async with hold_lock(tmp_path / "lock", time_limit_for=SHORT):
         pass
 
 
 async def test_a_lock_is_free_when_its_process_was_killed(tmp_path: Path) -> None:
     holder = start_holder(tmp_path / "lock", "alone")
     with pytest.raises(TimedOutError):
-        async with FileLocks().hold(tmp_path / "lock", time_limit_for=SHORT):
+        async with hold_lock(tmp_path / "lock", time_limit_for=SHORT):
             pass
     holder.kill()
     holder.communicate()
-    async with FileLocks().hold(tmp_path / "lock", time_limit_for=LONG):
+    async with hold_lock(tmp_path / "lock", time_limit_for=LONG):
         pass
 
 
@@ -111,10 +103,10 @@ async def test_a_child_that_inherited_a_lock_keeps_it_after_its_parent_was_kille
     holder.kill()
     holder.wait()
     with pytest.raises(TimedOutError):
-        async with FileLocks().hold(tmp_path / "lock", time_limit_for=SHORT):
+        async with hold_lock(tmp_path / "lock", time_limit_for=SHORT):
             pass
     os.killpg(holder.pid, 9)
-    async with FileLocks().hold(tmp_path / "lock", time_limit_for=LONG):
+    async with hold_lock(tmp_path / "lock", time_limit_for=LONG):
         pass
     assert holder.stdout is not None
     holder.stdout.close()

@@ -138,7 +138,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(branch=_BRANCHES)
 @example("HEAD")
 @example("-x")

@@ -1,4 +1,6 @@
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -88,6 +90,35 @@ async def test_a_branch_that_has_moved_on_is_a_conflict(
     with pytest.raises(ConflictError, match="has moved in the meantime"):
         await host.receive(name, bundle, [BranchUpdate("main", old.commit, second)])
     assert (await host.head(name)).commit == first
+
+
+async def test_a_lock_that_a_killed_push_left_does_not_block_the_branch_for_ever(
+    host: BuiltinHost, name: RepositoryName, sandbox: Path, run_git: RunGit
+) -> None:
+    old = await host.head(name)
+    new = await commit(run_git, sandbox, "a.txt")
+    lock = host.path_of(name) / "refs/heads/main.lock"
+    lock.touch()
+    update = BranchUpdate("main", old.commit, new)
+    with pytest.raises(ConflictError):
+        await host.receive(name, await make_bundle(run_git, sandbox, "main"), [update])
+    long_ago = time.time() - 3600
+    os.utime(lock, (long_ago, long_ago))
+    await host.receive(name, await make_bundle(run_git, sandbox, "main"), [update])
+    assert (await host.head(name)).commit == new
+
+
+async def test_a_bundle_that_names_a_commit_without_holding_it_is_refused(
+    host: BuiltinHost, name: RepositoryName, sandbox: Path
+) -> None:
+    old = await host.head(name)
+    async with host.bundle(name, have=[old.commit]) as pieces:
+        data = b"".join([piece async for piece in pieces])
+    invented = "1" * 40
+    header = f"# v2 git bundle\n{invented} refs/heads/side\n\n".encode()
+    (sandbox.parent / "hollow").write_bytes(header + data.partition(b"\n\n")[2])
+    with pytest.raises(InvalidRequestError, match="The bundle is incomplete"):
+        await host.receive(name, pieces_of(sandbox.parent / "hollow"), [BranchUpdate("side", None, invented)])
 
 
 async def test_a_branch_at_a_commit_that_is_here_already_needs_no_objects(

@@ -16,7 +16,7 @@ import aiohttp
 
 from fermata.kit.errors import NotFoundError, RepositoryError
 from fermata.workspaces import bare, git, receiving
-from fermata.workspaces.locks import FileLocks
+from fermata.workspaces.locks import hold_lock
 from fermata.workspaces.model import BranchUpdate, Head, RepositoryName, check_branch, is_object_id
 from fermata.workspaces.providers.github_api import GitHubApi
 
@@ -47,7 +47,6 @@ class GitHubHost:
         self._clone_base = clone_base.rstrip("/")
         self._protocol = self._clone_base.partition(":")[0].lower()
         self._credential = None if token is None else _credential(self._clone_base, token)
-        self._locks = FileLocks()
         self._known: dict[RepositoryName, float] = {}
 
     async def close(self) -> None:
@@ -101,7 +100,7 @@ class GitHubHost:
         mirror = self._cache / owner / f"{repository}.git"
         await asyncio.to_thread(bare.make_private, mirror.parent)
         lock = mirror.with_name(f"{repository}.lock")
-        async with self._locks.hold(lock, time_limit_for=_FETCH_TIME_LIMIT) as descriptor:
+        async with hold_lock(lock, time_limit_for=_FETCH_TIME_LIMIT) as descriptor:
             tips = await self._list(name, "HEAD", "refs/heads/*", "refs/tags/*")
             await asyncio.to_thread(bare.create, mirror, {}, staging=self._staging)
             # Whoever held these has died, or this lock would not be ours.
