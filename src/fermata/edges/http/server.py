@@ -81,7 +81,8 @@ async def _serve(settings: Settings) -> None:
 def _listen(settings: Settings) -> socket.socket:
     """Take the port before anything else is started, so that a taken one is said at once."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named TCP, because asyncio turns Nagle's delay off only for sockets that say so.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
