@@ -86,6 +86,13 @@ class Catalogue:
         """The answer of `GET /api/ai/models`, the default model first."""
         return {"models": [_model_object(model) for model in self._listed]}
 
+    @property
+    def summary(self) -> str:
+        """One line for the start-up text and /healthz."""
+        if not self._doors:
+            return f"{self.default_model_id} (offline; no vendor has a key)"
+        return f"{self.default_model_id} by default; configured: {', '.join(self._doors)}"
+
     def resolve(self, model_id: str) -> Llm:
         """The door to a model; `ModelError` when this server has none."""
         self._door(model_id)

@@ -82,7 +82,9 @@ def to_pydantic(messages: tuple[Message, ...], system: str) -> Iterator[pai.Mode
         match message:
             case UserMessage(parts):
                 content = [part.text if isinstance(part, Text) else _file(part) for part in parts]
-                yield pai.ModelRequest(parts=[pai.UserPromptPart(content=content)])
+                # One text goes as a plain string: not every compatible server reads a list.
+                only = content[0] if len(content) == 1 and isinstance(content[0], str) else content
+                yield pai.ModelRequest(parts=[pai.UserPromptPart(content=only)])
             case ToolMessage(results):
                 yield pai.ModelRequest(parts=[_tool_return(result) for result in results])
             case AssistantMessage(parts):

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ class VendorLlm:
             self._client = None
 
     async def _events(self, call: ModelCall) -> AsyncGenerator[ModelEvent, None]:
-        door, errors = await asyncio.to_thread(_import_door)
+        door, errors = await asyncio.to_thread(_import_door, self._vendor.protocol)
         model = self._model(call.model_id)
         try:
             first, rest = await self._begin(lambda: door.stream_events(model, self._settings(), call), errors)
@@ -153,13 +154,10 @@ class VendorLlm:
         return AnthropicModel(name, provider=AnthropicProvider(anthropic_client=self._client))
 
 
-def _import_door() -> tuple[ModuleType, ModuleType]:
-    """pydantic-ai and the SDKs, imported by whoever calls a vendor first."""
-    import anthropic  # noqa: F401
-    import openai  # noqa: F401
-    import pydantic_ai.models.anthropic
-    import pydantic_ai.models.openai  # noqa: F401
-
+def _import_door(protocol: Protocol) -> tuple[ModuleType, ModuleType]:
+    """pydantic-ai and the SDK of the protocol, imported by whoever calls a vendor first."""
+    sdk = "anthropic" if protocol is Protocol.ANTHROPIC else "openai"
+    import_module(f"pydantic_ai.models.{sdk}")
     from fermata.turns.llms import pydantic_door, vendor_errors
 
     return pydantic_door, vendor_errors
