@@ -250,6 +250,7 @@ def _catalogue(settings: Settings) -> Catalogue:
         anthropic_api_key=settings.anthropic_api_key,
         gateway_api_key=settings.ai_gateway_api_key,
         gateway_url=settings.ai_gateway_url,
+        models=[model.strip() for model in (settings.models or "").split(",") if model.strip()],
     )
 
 

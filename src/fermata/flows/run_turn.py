@@ -206,7 +206,7 @@ class TurnHandler:
         sandbox_id = session_sandbox_id(session_id)
         outcome = await run_turn(
             turn=turn,
-            llm=self._catalogue.resolve(turn.model_id),
+            llm=self._catalogue,
             tools=self._tools,
             journal=RunJournal(handle),
             get_sandbox=lambda: self._sandbox_flow.ensure(sandbox_id),
