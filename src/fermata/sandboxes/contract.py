@@ -15,8 +15,9 @@ Rules that hold for every method:
   show. A cancelled `exec` ends the command and all that it started.
 - *Errors.* Only errors of `fermata.kit.errors` leave a provider, mapped at its door: `InvalidRequestError`
   for what the caller may not ask at all (a name or label against its rule, a command without a program, a
-  NUL byte in an argument or the environment), `SandboxGoneError`, `SandboxStoppedError`, `SandboxExistsError`, `SandboxPathError`, `SandboxUnsupportedError`,
-  `SandboxFailedError`. Messages never name a path of the host.
+  NUL byte in an argument or the environment), `SandboxGoneError`, `SandboxStoppedError`,
+  `SandboxExistsError`, `SandboxPathError`, `SandboxUnsupportedError`, `SandboxFailedError`. Messages never
+  name a path of the host.
 - *Paths* inside a sandbox are POSIX paths; a relative one starts at the working directory. They are
   resolved inside the sandbox, never by the host, so no link, `..` or race leads out. Bytes that are not
   UTF-8 travel as surrogate escapes.
@@ -204,7 +205,8 @@ class Sandbox(Protocol):
         returned with `timed_out`. A background child that keeps the output open does not delay the
         return by more than 0.25 s after the command itself has ended, and lives on until the sandbox
         stops. A program that does not exist is exit status 127, one that cannot be run 126,
-        with a line on stderr. `output_limit` bounds each stream in bytes. Raises `SandboxPathError` when `cwd` is not a directory.
+        with a line on stderr. `output_limit` bounds each stream in bytes. Raises `SandboxPathError` when
+        `cwd` is not a directory.
         """
         ...
 
