@@ -112,8 +112,12 @@ async def serve(data_dir: Path, *, database_url: str | None = None, **settings: 
 @asynccontextmanager
 async def listen(app: App) -> AsyncIterator[str]:
     """Serve the application in this event loop until the block ends."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+    # Named TCP, because asyncio turns Nagle's delay off only for sockets that say so.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:

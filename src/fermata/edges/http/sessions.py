@@ -37,7 +37,6 @@ TITLE_LIMIT = 1000
 LARGEST_INTEGER = 2**53 - 1
 
 
-
 class CreateSessionRequest(RequestModel):
     """All fields are optional, and so is the body.
 
@@ -201,14 +200,15 @@ def _write_cursor(position: Position) -> str:
 def _read_cursor(text: str) -> Position:
     """`InvalidRequestError` for everything that `_write_cursor` does not write."""
     try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        active_at, session_id = orjson.loads(raw)
+        position = orjson.loads(
+            base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        )
     except ValueError:
         raise _bad_cursor() from None
-    good = isinstance(active_at, int) and isinstance(session_id, str) and 0 <= active_at < 2**62
-    if not good or "\0" in session_id:
-        raise _bad_cursor()
-    return Position(active_at, session_id)
+    match position:
+        case [int(active_at), str(session_id)] if 0 <= active_at < 2**62 and "\0" not in session_id:
+            return Position(active_at, session_id)
+    raise _bad_cursor()
 
 
 def _bad_cursor() -> InvalidRequestError:

@@ -115,11 +115,11 @@ def _sentence(mistake: Mapping[str, Any], annotation: Any) -> str:
     kind, context = mistake["type"], mistake.get("ctx") or {}
     if kind == "missing":
         return f"Invalid input: expected {_expected(annotation)}, received undefined"
+    if kind == "int_type" and isinstance(mistake.get("input"), float):
+        return "Invalid input: expected int, received number"
     if kind in _TYPES:
         return f"Invalid input: expected {_TYPES[kind]}, received {_received(mistake.get('input'))}"
     match kind:
-        case "int_from_float":
-            return "Invalid input: expected int, received number"
         case "enum" | "literal_error":
             return f"Invalid option: expected one of {_words(context['expected'])}"
         case "string_too_short":
