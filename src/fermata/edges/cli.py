@@ -1,18 +1,17 @@
 """The command `fermata`: serve, worker, demo, keys, version."""
 
 import asyncio
-import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import click
 
 import fermata
+from fermata.edges.cli_keys import keys
+from fermata.edges.options import read_settings, settings_options
 from fermata.kit.errors import ErrorKind, FermataError
-from fermata.kit.log import configure_logging
-from fermata.kit.settings import Settings, load_settings
 
 #: Exit statuses by kind of error; anything else is 1. The numbers are those of sysexits(3).
 EXIT: dict[ErrorKind, int] = {
@@ -25,27 +24,6 @@ EXIT: dict[ErrorKind, int] = {
     ErrorKind.UNAUTHENTICATED: 77,
     ErrorKind.FORBIDDEN: 77,
 }
-
-_COMMON = (
-    click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML file of settings."),
-    click.option("--data-dir", help="Directory of everything kept."),
-    click.option("--database-url", help="postgresql://... for many processes; SQLite when absent."),
-    click.option("--log-level", help="debug, info, warning or error."),
-)
-
-
-def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Flags that every command on the server's data takes; each has a variable `FERMATA_<NAME>`."""
-    for option in reversed(_COMMON):
-        command = option(command)
-    return command
-
-
-def read_settings(config: Path | None, **flags: str | None) -> Settings:
-    """Settings from flags, environment and file, with logging set up as they say."""
-    settings = load_settings(os.environ, flags, config)
-    configure_logging(level=settings.log_level)
-    return settings
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -84,6 +62,9 @@ def demo(keep: bool) -> None:
     from fermata.edges.demo import play
 
     sys.exit(play(keep=keep))
+
+
+cli.add_command(keys)
 
 
 @cli.command()

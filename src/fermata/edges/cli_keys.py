@@ -1,0 +1,106 @@
+"""`fermata keys`: accounts' API keys, for whoever runs the server. Works on the database, with or without a
+running server; what it changes counts at once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fermata.accounts import store
+from fermata.accounts.model import parse_key_text
+from fermata.accounts.service import AccountService
+from fermata.edges.options import read_settings, settings_options
+from fermata.kit.clock import SystemClock
+from fermata.kit.database import Database
+from fermata.kit.errors import NotFoundError
+
+
+@click.group()
+def keys() -> None:
+    """Create, list and revoke API keys."""
+
+
+def _run(
+    config: Path | None,
+    flags: dict[str, str | None],
+    work: Callable[[Database, AccountService], Awaitable[None]],
+) -> None:
+    from fermata.wiring import open_database  # takes a second to load: only for commands that need it
+
+    async def run() -> None:
+        async with open_database(read_settings(config, **flags)) as database:
+            await work(database, AccountService(database=database, clock=SystemClock()))
+
+    asyncio.run(run())
+
+
+@keys.command()
+@settings_options
+@click.option("--name", default="key", show_default=True, help="What the key is for.")
+@click.option("--account", "account_id", help="Id of the account; the first account when absent.")
+@click.option("--new-account", help="Make a new account of this name for the key.")
+@click.option("--days", type=click.IntRange(1, 36500), help="How long the key is good; for ever when absent.")
+def create(
+    config: Path | None,
+    name: str,
+    account_id: str | None,
+    new_account: str | None,
+    days: int | None,
+    **flags: str | None,
+) -> None:
+    """Make a key and print it. It is shown this once."""
+    if account_id and new_account:
+        raise click.UsageError("Give --account or --new-account, not both.")
+
+    async def work(database: Database, accounts: AccountService) -> None:
+        if new_account:
+            account = await accounts.create_account(new_account)
+        elif account_id:
+            account = await accounts.get_account(account_id)
+        else:
+            first = await database.read(store.find_first_account)
+            if first is None:
+                raise NotFoundError("There is no account yet. Start the server once, or use --new-account.")
+            account = first
+        expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
+        text = await accounts.create_key(account.id, name, expires_at=expires_at)
+        click.echo(f"Key for account {account.id} ({account.name}):", err=True)
+        click.echo(str(text))
+
+    _run(config, flags, work)
+
+
+@keys.command("list")
+@settings_options
+def list_(config: Path | None, **flags: str | None) -> None:
+    """List all keys, without their secrets."""
+
+    async def work(database: Database, accounts: AccountService) -> None:
+        now = datetime.now(UTC)
+        for key in await accounts.list_keys():
+            state = "good"
+            if key.revoked_at is not None:
+                state = "revoked"
+            elif key.expires_at is not None and key.expires_at <= now:
+                state = "expired"
+            fields: tuple[Any, ...] = (key.id, state, key.account_id, f"{key.created_at:%Y-%m-%d}", key.name)
+            click.echo("\t".join(map(str, fields)))
+
+    _run(config, flags, work)
+
+
+@keys.command()
+@settings_options
+@click.argument("key")
+def revoke(config: Path | None, key: str, **flags: str | None) -> None:
+    """End a key for good. KEY is its public id, as `keys list` shows it, or the whole key."""
+    text = parse_key_text(key)
+
+    async def work(database: Database, accounts: AccountService) -> None:
+        was_good = await accounts.revoke_key(text.id if text else key)
+        click.echo("revoked" if was_good else "was revoked before")
+
+    _run(config, flags, work)
