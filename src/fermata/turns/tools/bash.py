@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import Field
 
+from fermata.kit.errors import SandboxPathError
+from fermata.sandboxes.contract import Sandbox
 from fermata.turns.contract import ToolContext
 from fermata.turns.tools.checked import Argument, CheckedTool, ToolInput
 
@@ -37,15 +39,21 @@ class Bash(CheckedTool[BashInput]):
 
     async def act(self, input: BashInput, context: ToolContext) -> Any:
         sandbox = await context.get_sandbox()
+        try:
+            return await self._run(sandbox, input, context.environment)
+        except SandboxPathError as error:
+            return self.failure(f"cwd {input.cwd}: {error.message}")
+
+    async def _run(self, sandbox: Sandbox, input: BashInput, environment: dict[str, str]) -> Any:
         argv = ["bash", "-c", input.command]
         if input.detached:
-            command_id = await sandbox.start_detached(argv, cwd=input.cwd, environment=context.environment)
+            command_id = await sandbox.start_detached(argv, cwd=input.cwd, environment=environment)
             text = f"Process started in background (command ID: {command_id})."
             return {"success": True, "exitCode": None, "stdout": text, "stderr": ""}
         result = await sandbox.exec(
             argv,
             cwd=input.cwd,
-            environment=context.environment,
+            environment=environment,
             time_limit_for=TIME_LIMIT_FOR,
             output_limit=OUTPUT_LIMIT,
         )
