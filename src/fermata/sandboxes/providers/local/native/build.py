@@ -4,6 +4,7 @@ Order: musl-gcc, the system's cc, then zig, if the `ziglang` package is installe
 the wheel, and at the first start from a checkout.
 """
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -18,18 +19,22 @@ _HEADERS = ("wire.h", "init.h")
 _FLAGS = ("-static", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-fstack-protector-strong")
 
 
+_STAMP = "sources.sha256"
+#: All that `build` leaves behind.
+FILES = (*PROGRAMS, _STAMP)
+
+
 class BuildError(Exception):
     """No compiler on this machine can build the programs; the message says what each answered."""
 
 
 def is_built(target: Path) -> bool:
-    """Whether programs are there that are not older than their sources."""
+    """Whether programs are there that were made from these sources."""
     try:
-        made = min((target / name).stat().st_mtime_ns for name in PROGRAMS)
+        made_from = (target / _STAMP).read_text()
     except FileNotFoundError:
         return False
-    names = (*_HEADERS, *(source for sources in PROGRAMS.values() for source in sources))
-    return all((HERE / name).stat().st_mtime_ns <= made for name in names)
+    return made_from == _sources() and all((target / name).exists() for name in PROGRAMS)
 
 
 def build(target: Path) -> str:
@@ -46,7 +51,8 @@ def build(target: Path) -> str:
                     f"{compiler[0]}: {next((line for line in lines if 'error' in line), lines[-1:])}"
                 )
                 continue
-            for name in PROGRAMS:
+            (Path(work) / _STAMP).write_text(_sources())
+            for name in FILES:
                 os.replace(Path(work) / name, target / name)
             return Path(compiler[0]).name
     raise BuildError("; ".join(answers) or "no C compiler found")
@@ -66,3 +72,10 @@ def _compile(compiler: list[str], work: Path) -> None:
         command = [*compiler, *_FLAGS, "-s", "-o", str(work / name), *paths]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         (work / name).chmod(0o755)
+
+
+def _sources() -> str:
+    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    for name in sorted({*_HEADERS, *(source for sources in PROGRAMS.values() for source in sources)}):
+        digest.update(b"%b\0%b" % (name.encode(), (HERE / name).read_bytes()))
+    return digest.hexdigest()

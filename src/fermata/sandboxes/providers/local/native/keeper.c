@@ -327,8 +327,9 @@ void keep_command(struct asked *ask) {
     if (us.detached)
         close(streams[1]);
     await_start(trouble[0]);
-    if (us.detached) {
+    if (ask->request.flags & FLAG_TELL)
         say(us.conn, REPLY_OK, 0, NULL, 0, -1);
+    if (us.detached) {
         close(us.conn);
         us.conn = -1;
     }

@@ -40,6 +40,7 @@ enum {
     FLAG_NOFOLLOW = 8,    /* STAT */
     FLAG_DIRECTORY = 16,  /* OPEN: must be a directory; else a regular file */
     FLAG_MODE = 32,       /* WRITE: `a` is the mode to set */
+    FLAG_TELL = 128,      /* EXEC: answer OK when the command has started */
     FLAG_GROUP = 64,      /* EXEC: the last descriptor is the control group (version 2) to start in */
 };
 struct request {
