@@ -45,6 +45,7 @@ class Flag(IntFlag):
     DIRECTORY = 16
     MODE = 32
     GROUP = 64
+    TELL = 128
 
 
 class Stage(IntEnum):

@@ -8,8 +8,8 @@ from fermata.kit.errors import SandboxUnsupportedError
 from fermata.sandboxes.contract import Abilities, Limits, ProviderReport, SandboxInfo, SnapshotInfo
 
 _WORDS = (
-    f"local sandboxes need Linux, and this is {sys.platform}: run the server in a Linux machine or container, "
-    "or choose another provider with FERMATA_SANDBOX_PROVIDER"
+    f"local sandboxes need Linux, and this is {sys.platform}: run the server in a Linux machine or "
+    "container, or choose another provider with FERMATA_SANDBOX_PROVIDER"
 )
 
 

@@ -1,5 +1,5 @@
-"""What has to be found, built or tried on this machine before a sandbox can run, and the words for what is not
-there. Probing is doing: the proof is a sandbox that ran a command behind all its walls."""
+"""What has to be found, built or tried on this machine before a sandbox can run, and the words for what is
+not there. Probing is doing: the proof is a sandbox that ran a command behind all its walls."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ class Engine:
         return Plan(
             disk=home.disk,
             layers=[*layers, base.root],
-            binds=base.binds,
+            binds=walls.bound(base),
             mount_points=walls.mount_points(base),
             arguments=walls.bubblewrap_arguments(record.name, base, self.hidden, self.mapping),
             file_bytes=limits.file_bytes or 0,
@@ -89,7 +89,7 @@ async def prepare(layout: Layout, installation: str, defaults: Limits) -> Engine
     bubblewrap = shutil.which("bwrap") or shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin")
     if bubblewrap is None:
         missing.append("bubblewrap is not installed: apt-get install bubblewrap")
-    if not Path("/proc/self/ns/user").exists():
+    if not _exists("/proc/self/ns/user"):
         missing.append("the kernel has no user namespaces: boot one with CONFIG_USER_NS=y")
     rules = b""
     try:
@@ -103,7 +103,8 @@ async def prepare(layout: Layout, installation: str, defaults: Limits) -> Engine
         except (build.BuildError, OSError) as error:
             _log.warning("programs_not_built", error=str(error))
             missing.append(
-                "the sandbox programs are not built and no C compiler works here: apt-get install gcc libc6-dev"
+                "the sandbox programs are not built and no C compiler works here: "
+                "apt-get install gcc libc6-dev"
             )
     if missing or bubblewrap is None:
         raise SandboxUnsupportedError("\n".join(missing))
@@ -116,7 +117,7 @@ async def prepare(layout: Layout, installation: str, defaults: Limits) -> Engine
         seccomp=rules,
         mapping=mapping,
     )
-    hidden = frozenset(path for path in walls.hideable() if os.path.exists(path))
+    hidden = frozenset(path for path in walls.hideable() if _exists(path))
     groups = await asyncio.to_thread(find_control_groups, installation, mapping.first_id)
     return Engine(launcher, groups, mapping, defaults, hidden, layout)
 
@@ -151,6 +152,10 @@ def explain(said: str) -> str:
     if re.search(r"Unknown option", said):
         return "bubblewrap is older than 0.6: apt-get install bubblewrap, from a newer release"
     return f"a sandbox did not start: {said or 'no reason was given'}"
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path)
 
 
 def _reads(path: str) -> str:

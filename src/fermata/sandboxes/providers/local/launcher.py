@@ -30,8 +30,8 @@ class Plan:
     disk: Path
     #: Read-only layers, uppermost first.
     layers: Sequence[Path]
-    #: (path of the host, path inside), bound read-only in this order.
-    binds: Sequence[tuple[str, str]]
+    #: Paths of the host that `arguments` bind as /tmp/bind0 and so on.
+    binds: Sequence[str]
     #: Directories of the root that are mounted over.
     mount_points: Sequence[str]
     arguments: Sequence[str]
@@ -65,7 +65,7 @@ class Launcher:
         strings = [
             str(plan.disk),
             *(str(layer) for layer in plan.layers),
-            *(outside for outside, _ in plan.binds),
+            *plan.binds,
             *plan.mount_points,
             *plan.arguments,
         ]

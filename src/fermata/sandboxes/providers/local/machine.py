@@ -1,8 +1,8 @@
 """One running sandbox: starting its processes, knowing when they are gone, ending them.
 
 The order of ending matters. The first process inside goes first; the kernel then kills all others with it.
-bubblewrap's own process, which holds the disk mounted too, sees that and ends; only then is the disk unmounted
-and written out.
+bubblewrap's own process, which holds the disk mounted too, sees that and ends; only then is the disk
+unmounted and written out.
 """
 
 import asyncio
@@ -110,7 +110,8 @@ async def boot(launcher: Launcher, home: Home, plan: Plan, group: Group, network
     proxy = socket.socket(fileno=reply.descriptors.pop()) if reply.descriptors else None
     if proxy is not None:
         proxy.setblocking(False)
-    home.processes.write_text(json.dumps([_identity(started.pid), _identity(reply.pid or 0)]))
+    whose = [_identity(pid) for pid in (os.getpid(), started.pid, reply.pid or 0)]
+    home.processes.write_text(json.dumps(whose))
     door.rename(home.socket)
     return Booted(Machine(started.pidfd, init), proxy)
 
@@ -137,20 +138,26 @@ def _identity(pid: int) -> tuple[int, str]:
     return pid, words[19]
 
 
+def _processes(home: Home) -> list[tuple[int, str]]:
+    """The server that started the sandbox last, bubblewrap, and the first process inside; or nothing."""
+    try:
+        return [(pid, started) for pid, started in json.loads(home.processes.read_text())]
+    except FileNotFoundError:
+        return []
+    except ValueError:  # its writer died while it wrote, and the sandbox with it
+        return []
+
+
+def has_living_owner(home: Home) -> bool:
+    return any(_identity(pid) == (pid, started) for pid, started in _processes(home)[:1])
+
+
 async def end_foreign(home: Home, *, kill: bool) -> None:
     """Wait until the processes that another server started for this sandbox are gone; kill them first if
     asked. Returns at once when there are none."""
+    descriptors: list[int] = []
     try:
-        kept = json.loads(home.processes.read_text())
-    except FileNotFoundError:
-        return
-    except ValueError as error:
-        raise SandboxFailedError(
-            f"the sandbox {home.path.name!r} cannot be ended: its notes are torn"
-        ) from error
-    descriptors = []
-    try:
-        for pid, started in reversed(kept):
+        for pid, started in reversed(_processes(home)[1:]):
             with contextlib.suppress(ProcessLookupError):
                 descriptor = os.pidfd_open(pid)
                 descriptors.append(descriptor)

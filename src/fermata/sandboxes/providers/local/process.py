@@ -50,6 +50,7 @@ class Running:
         self._dropping = False
         self._news = asyncio.Event()
         self._code: int | None = None
+        self._started = False
         self._exited = False
         self._lost = False
         self._error: FermataError | None = None
@@ -74,6 +75,10 @@ class Running:
         else:
             for descriptor in reply.descriptors:
                 os.close(descriptor)
+            if reply.kind == agent.Reply.OK:
+                self._started = True
+                self._news.set()
+                return
             if reply.kind == agent.Reply.EXIT:
                 self._code = reply.values[0] & 0xFF
             else:
@@ -186,8 +191,8 @@ class Running:
                 break  # both streams are closed; the command itself may go on
             self._news.clear()
             await self._news.wait()
-        if self._error is not None:
-            raise self._error
+        if self._over:
+            await self._result()
 
     async def wait(self) -> int | None:
         if self._clips is None:
@@ -206,6 +211,14 @@ class Running:
         await self._end()
 
     # ---- for the sandbox ----
+
+    async def started(self) -> None:
+        """Return when the command runs. Raises why it does not."""
+        while not self._started and not self._exited:
+            self._news.clear()
+            await self._news.wait()
+        if self._error is not None or (self._lost and not self._started):
+            await self._result()
 
     def clip(self, limit: int) -> tuple[Clip, Clip]:
         """Keep the output in clips from now on, instead of handing out pieces."""

@@ -31,6 +31,7 @@ from fermata.sandboxes.contract import (
     SnapshotInfo,
 )
 from fermata.sandboxes.egress import EgressProxy
+from fermata.sandboxes.names import check_labels, check_name, is_name
 from fermata.sandboxes.providers.local import walls
 from fermata.sandboxes.providers.local.base import Base, BaseStore
 from fermata.sandboxes.providers.local.engine import Engine, explain, prepare
@@ -41,14 +42,13 @@ from fermata.sandboxes.providers.local.machine import (
     Machine,
     boot,
     end_foreign,
+    has_living_owner,
     sync_disk,
 )
 from fermata.sandboxes.providers.local.records import (
     Home,
     Layout,
     Record,
-    check_name,
-    is_name,
     make_disk,
     new_record,
 )
@@ -151,12 +151,15 @@ class LocalProvider:
             home = self._layout.home(name)
             with contextlib.suppress(SandboxGoneError):
                 record = home.read()
-                if is_held(home.gate) or is_held(home.lock):
+                if is_held(home.gate) or (is_held(home.lock) and has_living_owner(home)):
                     alive.add(record.id)
+                else:
+                    await end_foreign(home, kill=True)
+        for path in list(self._layout.trash.iterdir()):
+            await end_foreign(Home(path), kill=True)
+            await engine.launcher.remove(path)
         for sandbox_id in engine.groups.ids() - alive:
             await engine.groups.remove(sandbox_id)
-        for path in list(self._layout.trash.iterdir()):
-            await engine.launcher.remove(path)
         await self._snapshots.collect(engine.launcher.remove)
 
     async def _probe(self) -> None:
@@ -171,8 +174,8 @@ class LocalProvider:
                 await self._end(home, record)
             if result.exit_code != 0:
                 raise SandboxUnsupportedError(
-                    "a sandbox started here without its walls: run the server outside of a container that was "
-                    "started with --privileged"
+                    "a sandbox started here without its walls: run the server outside of a container that "
+                    "was started with --privileged"
                 )
 
     async def close(self) -> None:
@@ -198,6 +201,7 @@ class LocalProvider:
     async def create(self, spec: SandboxSpec) -> LocalSandbox:
         self._ready()
         check_name(spec.name)
+        check_labels(spec.labels)
         if self._layout.home(spec.name).path.exists():
             raise SandboxExistsError(f"there is a sandbox {spec.name!r} already")
         return await _whole(self._create(spec), undo=lambda: self.destroy(spec.name))
@@ -268,8 +272,10 @@ class LocalProvider:
         try:
             async with holding(home.gate):
                 record = home.read()
-                await self._end(home, record)
+                # Gone first, ended then: whoever is cut off in the middle of a call finds out why.
                 discarded = self._layout.discard(home.path)
+                if discarded is not None:
+                    await self._end(Home(discarded), record)
         except SandboxGoneError:
             return
         remove = self._ready().launcher.remove

@@ -6,7 +6,7 @@
     lock           held (flock) by the running machine itself, so that no process id has to be believed
     gate           held by whoever starts, stops or deletes it
     agent.sock     where the machine's first process listens
-    processes      which processes of the host it is, for whoever has to end it
+    processes      which processes of the host it is, and whose, for whoever has to end it
     detached/<id>  output and status of a command that nobody waits for
 <data_dir>/staging/<random>/   a sandbox that is being made
 <data_dir>/trash/<random>/     what is being deleted
@@ -17,17 +17,14 @@
 import contextlib
 import json
 import os
-import re
 import secrets
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fermata.kit.errors import InvalidRequestError, SandboxGoneError
+from fermata.kit.errors import SandboxGoneError
 from fermata.sandboxes.contract import Limits, NetworkPolicy, SandboxSpec
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +70,6 @@ def new_record(spec: SandboxSpec, base: str, layers: tuple[str, ...]) -> Record:
         base=base,
         layers=layers,
     )
-
-
-def is_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None and name not in (".", "..")
-
-
-def check_name(name: str) -> str:
-    if not is_name(name):
-        raise InvalidRequestError(
-            "a sandbox name has 1 to 128 letters, digits, '_', '.' or '-', and is not '.' or '..'",
-            field=("name",),
-        )
-    return name
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -60,7 +60,7 @@ class LocalSandbox:
         time_limit_for: timedelta = timedelta(seconds=120),
         output_limit: int = 1_000_000,
     ) -> ExecResult:
-        async with self._running(command, cwd, environment, stdin, time_limit_for) as running:
+        async with self._running(command, cwd, environment, stdin, time_limit_for, Flag.NONE) as running:
             stdout, stderr = running.clip(output_limit)
             code = await running.wait()
             if not running.timed_out:
@@ -83,7 +83,8 @@ class LocalSandbox:
         stdin: bytes | AsyncIterable[bytes] = b"",
         time_limit_for: timedelta = timedelta(seconds=120),
     ) -> AsyncIterator[Running]:
-        async with self._running(command, cwd, environment, stdin, time_limit_for) as running:
+        async with self._running(command, cwd, environment, stdin, time_limit_for, Flag.TELL) as running:
+            await running.started()
             try:
                 yield running
             finally:
@@ -97,12 +98,13 @@ class LocalSandbox:
         environment: Mapping[str, str] | None,
         stdin: bytes | AsyncIterable[bytes],
         time_limit_for: timedelta,
+        flags: Flag,
     ) -> AsyncIterator[Running]:
         strings, count = self._strings(command, cwd, environment)
         number = secrets.randbits(63)
         group = self._new_group()
         try:
-            running = await self._launch(strings, len(command), count, number, stdin, group)
+            running = await self._launch(strings, len(command), count, number, stdin, group, flags)
             try:
                 running.limit(max(0.0, time_limit_for.total_seconds()))
                 yield running
@@ -124,10 +126,10 @@ class LocalSandbox:
         number: int,
         stdin: bytes | AsyncIterable[bytes],
         group: CommandGroup | None,
+        flags: Flag,
     ) -> Running:
         ours: list[int] = []
         theirs: list[int] = []
-        flags = Flag.NONE
         feed: int | None = None
         connection: socket.socket | None = None
         try:
@@ -192,7 +194,7 @@ class LocalSandbox:
     def _strings(
         self, command: Sequence[str], cwd: str | None, environment: Mapping[str, str] | None
     ) -> tuple[bytes, int]:
-        if not command:
+        if not command or not command[0]:
             raise InvalidRequestError("a command needs at least a program", field=("command",))
         merged = {**self._environment, **(environment or {})}
         for key in merged:
@@ -200,12 +202,12 @@ class LocalSandbox:
                 raise InvalidRequestError(
                     f"{key!r} cannot be the name of an environment variable", field=("environment",)
                 )
-        merged.setdefault("PWD", files.absolute(cwd or WORKING_DIRECTORY))
-        words = [files.absolute(cwd or WORKING_DIRECTORY), *command]
-        words += [f"{key}={value}" for key, value in merged.items()]
+        place = files.path_bytes(WORKING_DIRECTORY if cwd is None else cwd)
+        words = [*command, *(f"{key}={value}" for key, value in merged.items())]
         if any("\0" in word for word in words):
-            raise InvalidRequestError("a command, its directory and environment cannot hold NUL characters")
-        return b"".join(files.encode(word) + b"\0" for word in words), len(merged)
+            raise InvalidRequestError("a command and its environment cannot hold NUL characters")
+        encoded = b"".join(files.encode(word) + b"\0" for word in words)
+        return place + b"\0" + encoded, len(merged)
 
     # ---- detached commands ----
 
@@ -225,7 +227,7 @@ class LocalSandbox:
         descriptors = [record.descriptor]
         try:
             group = self._new_group()
-            flags = Flag.DETACHED
+            flags = Flag.DETACHED | Flag.TELL
             if group is not None:
                 flags |= Flag.GROUP
                 descriptors.append(group.open())

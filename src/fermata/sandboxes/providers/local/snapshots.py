@@ -1,5 +1,5 @@
-"""Frozen disks. A snapshot is a list of layers over a base; making one moves the stopped sandbox's `upper` into
-the layer store and gives it an empty one above. Nothing is copied, whatever the size.
+"""Frozen disks. A snapshot is a list of layers over a base; making one moves the stopped sandbox's `upper`
+into the layer store and gives it an empty one above. Nothing is copied, whatever the size.
 
 A layer is referred to by records and snapshots alone. Whoever adds a reference holds the lock of the layer
 store shared, whoever looks for layers without one holds it exclusively.
@@ -17,14 +17,13 @@ from pathlib import Path
 
 from fermata.kit.errors import SandboxExistsError, SandboxFailedError, SandboxGoneError
 from fermata.sandboxes.contract import SnapshotInfo
+from fermata.sandboxes.names import check_name, is_name
 from fermata.sandboxes.providers.local.locks import holding
 from fermata.sandboxes.providers.local.records import (
     Home,
     Layout,
     Record,
-    check_name,
     frozen,
-    is_name,
     load_record,
     sync_directory,
     write_file,
@@ -87,10 +86,7 @@ class SnapshotStore:
         if record.freezing is None:
             return record
         layer = self._layout.layers / record.freezing
-        if layer.exists():
-            record = frozen(record, record.freezing)
-        else:
-            record = replace(record, freezing=None)
+        record = frozen(record, record.freezing) if layer.exists() else replace(record, freezing=None)
         if not home.upper.exists():
             shape = layer.stat()
             home.upper.mkdir(mode=0o700)

@@ -69,6 +69,13 @@ def mount_points(base: Base) -> tuple[str, ...]:
     return ("proc", "dev", "run", *sorted(tops))
 
 
+def bound(base: Base) -> list[str]:
+    """Paths of the host that are bound, without those of the base's own directory: these are empty covers,
+    for which the launcher has one whose path tells nothing."""
+    own = f"{base.root.parent}/"
+    return [outside for outside, _ in base.binds if not outside.startswith(own)]
+
+
 def bubblewrap_arguments(name: str, base: Base, hidden: frozenset[str], ids: Ids) -> list[str]:
     """`hidden` are those paths of /proc that this kernel has."""
     arguments = [
@@ -77,8 +84,10 @@ def bubblewrap_arguments(name: str, base: Base, hidden: frozenset[str], ids: Ids
         *("--hostname", host_name(name)),
         *("--bind", "/tmp/root", "/"),
     ]
-    for number, (_, inside) in enumerate(base.binds):
-        arguments += ["--ro-bind", f"/tmp/bind{number}", inside]
+    sources = bound(base)
+    for outside, inside in base.binds:
+        what = f"/tmp/bind{sources.index(outside)}" if outside in sources else "/tmp/none"
+        arguments += ["--ro-bind", what, inside]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
     arguments += ["--perms", "1777", "--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"]
     arguments += ["--perms", "0755", "--size", str(_RUN_BYTES), "--tmpfs", "/run"]
