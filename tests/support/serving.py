@@ -1,10 +1,11 @@
 """A whole server for tests: the real object graph, a real port, a real client. Sandboxes live in memory."""
 
 import asyncio
+import io
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Client:
     ) -> Answer:
         """`body` is sent as JSON, and bytes as they are."""
         sent = {"x-api-key": self.key} if self.key else {}
-        data = body if isinstance(body, bytes) or body is None else orjson.dumps(body)
+        data = None if body is None else io.BytesIO(body if isinstance(body, bytes) else orjson.dumps(body))
         async with self.http.request(
             method, self.url + path, data=data, headers={**sent, **(headers or {})}
         ) as response:
@@ -83,7 +84,6 @@ class Served:
     app: App
     url: str
     http: aiohttp.ClientSession
-    _made: list[Client] = field(default_factory=list)
 
     async def client(self, name: str = "Ada Lovelace") -> Client:
         """A new account with a key of its own."""
@@ -96,8 +96,10 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(data_dir: Path, *, database_url: str | None = None, **settings: str) -> AsyncIterator[Served]:
-    """A server on a free port. Sandboxes start only when they are asked for, unless `orchestrator` says so."""
+async def serve(
+    data_dir: Path, *, database_url: str | None = None, **settings: str
+) -> AsyncIterator[Served]:
+    """A server on a free port. Sandboxes start only when asked for, unless `orchestrator` says otherwise."""
     environment = {"FERMATA_DATA_DIR": str(data_dir), "FERMATA_ORCHESTRATOR": "false"}
     environment |= {f"FERMATA_{name.upper()}": value for name, value in settings.items()}
     if database_url is not None:
