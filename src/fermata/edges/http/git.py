@@ -4,13 +4,15 @@ Git asks without credentials first and then sends them as Basic: the password is
 ignored. The headers of the API work too (`git -c http.extraHeader='x-api-key: ...'`).
 """
 
+import asyncio
 import base64
 import binascii
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
 
 from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from fermata.accounts.model import Caller
@@ -26,16 +28,60 @@ from fermata.workspaces.contract import GitRequest, GitResponse
 router = APIRouter(route_class=Door, include_in_schema=False)
 
 
-class _GitStream(StreamingResponse):
-    """Ends git when the client goes away, wherever the stream stands then."""
+class _Upload:
+    """The request's body, and the moment when it has been read: until then nobody else may call `receive`,
+    or it would take pieces of the body for itself."""
 
-    def __init__(self, answer: GitResponse) -> None:
-        super().__init__(answer.body, headers=dict(answer.headers))
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.read = asyncio.Event()
+        if request.method != "POST":
+            self.read.set()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._request.stream():
+                yield piece
+        finally:
+            self.read.set()
+
+
+class _GitStream(Response):
+    """Streams git's answer while git reads the request, and ends git when the client goes away.
+
+    Starlette's own streaming response waits for the disconnect from the start, and so eats the body.
+    """
+
+    def __init__(self, answer: GitResponse, upload: _Upload) -> None:
+        super().__init__(headers=dict(answer.headers))
+        del self.headers["content-length"]
         self._source = answer.body
+        self._upload = upload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._source):
-            await super().__call__(scope, receive, send)
+            sending = asyncio.ensure_future(self._send(send))
+            watching = asyncio.ensure_future(self._watch(receive))
+            try:
+                await asyncio.wait([sending, watching], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                watching.cancel()
+                gone = sending.cancel()
+                await asyncio.wait([sending, watching])
+            if not gone:
+                with suppress(ClientDisconnect):
+                    sending.result()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for piece in self._source:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _watch(self, receive: Receive) -> None:
+        await self._upload.read.wait()
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 @router.api_route("/git/{owner}/{name}/{tail:path}", methods=["GET", "POST"])
@@ -60,6 +106,7 @@ async def _answer(
     )
     if fermata.workspaces.is_own(repository):
         await fermata.workspaces.ensure_workspace(repository)
+    upload = _Upload(request)
     answer = await fermata.workspaces.answer(
         repository,
         GitRequest(
@@ -69,10 +116,10 @@ async def _answer(
             content_type=request.headers.get("content-type"),
             content_encoding=request.headers.get("content-encoding"),
             protocol=request.headers.get("git-protocol"),
-            body=request.stream() if request.method == "POST" else None,
+            body=upload.pieces() if request.method == "POST" else None,
         ),
     )
-    return _GitStream(answer)
+    return _GitStream(answer, upload)
 
 
 def _credential(request: Request) -> str:
