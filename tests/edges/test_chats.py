@@ -4,10 +4,10 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
+from tests.support.serving import Client, Served
 
 from fermata.kit.database import Connection
 from fermata.sessions import store
-from tests.support.serving import Client, Served
 
 CHAT_KEYS = {
     "id", "sessionId", "title", "modelId", "activeStreamId", "lastAssistantMessageAt", "createdAt",

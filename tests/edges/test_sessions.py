@@ -4,9 +4,9 @@ import asyncio
 import re
 
 import pytest
+from tests.support.serving import Served
 
 from fermata.sandboxes import store as sandboxes
-from tests.support.serving import Served
 
 SESSION_KEYS = {
     "id", "userId", "artistId", "title", "status", "repoOwner", "repoName", "branch", "cloneUrl",
