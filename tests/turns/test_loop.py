@@ -296,3 +296,25 @@ async def test_a_tool_that_breaks_is_a_result_and_the_turn_goes_on() -> None:
     assert first.error == "The sandbox is gone."
     assert "secret" not in str(second)
     assert second.error
+
+
+async def test_a_tool_name_that_vendors_would_refuse_is_made_harmless() -> None:
+    llm = ScriptedLlm([*asks("a", "my tool/é" * 20, {}), TOOLS], [*says("Sorry."), ends()])
+    journal = MemoryJournal()
+    outcome = await play(llm, tools=Toolset([RecordingTool()]), journal=journal)
+    check_stream(journal, outcome)
+    name = outcome.history[0].parts[0].tool
+    assert name == ("my_tool__" * 20)[:64]
+    assert outcome.history[1].results[0].tool == name
+
+
+async def test_arguments_that_are_nested_too_deeply_are_broken() -> None:
+    deep: Any = 1
+    for _ in range(150):
+        deep = [deep]
+    tool, journal = RecordingTool(), MemoryJournal()
+    llm = ScriptedLlm([*asks("a", "note", {"x": deep}), TOOLS], [*says("Sorry."), ends()])
+    outcome = await play(llm, tools=Toolset([tool]), journal=journal)
+    check_stream(journal, outcome)
+    assert tool.inputs == []
+    assert "nested too deeply" in outcome.history[1].results[0].error

@@ -308,3 +308,43 @@ async def test_the_catalogue_sends_a_call_to_its_vendor_under_the_vendors_own_na
         ("/own/v1/chat/completions", "gpt-test"),
         ("/gateway/v1/chat/completions", "moonshotai/kimi-k3"),
     ]
+
+
+async def test_files_are_shown_put_into_words_or_named_and_none_breaks_the_call() -> None:
+    data = "data:{};base64,{}"
+    files = (
+        File("image/png", data.format("image/png", "aGk=")),
+        File("text/csv", data.format("text/csv", "YSxi"), "t.csv"),
+        File("text/plain", "data:text/plain,a%20b"),
+        File("video/mp4", data.format("video/mp4", "aGk="), "v.mp4"),
+        File("image/png", data.format("image/png", "%%%")),
+        File("application/pdf", "https://example.com/x.pdf"),
+    )
+    async with VendorServer(openai_text("ok")) as server, a_door(server) as llm:
+        await events_of(llm, a_call(UserMessage((Text("look"), *files))))
+    content = server.requests[0]["messages"][1]["content"]
+    assert [part["type"] for part in content] == ["text", "image_url", *["text"] * 5]
+    shown = [part.get("text", "") for part in content]
+    assert shown[2] == "[file t.csv, text/csv]\na,b"
+    assert shown[3].endswith("a b")
+    assert "cannot read" in shown[4]
+    assert "damaged" in shown[5]
+    assert "https://example.com/x.pdf" in shown[6]
+
+
+async def test_a_chat_can_move_from_another_vendor_to_anthropic() -> None:
+    call = ToolCall("functions.bash:0", "bash", {"command": "ls"}, {"provider_name": "openai", "id": "x"})
+    history = (
+        UserMessage((Text("a"),)),
+        AssistantMessage((Text(" \n"), call)),
+        ToolMessage((ToolResult("functions.bash:0", "bash", {"exitCode": 0}),)),
+        UserMessage((Text("b"),)),
+    )
+    answer = anthropic_answer(
+        ({"type": "text", "text": ""}, [{"type": "text_delta", "text": "ok"}]), stop="end_turn"
+    )
+    async with VendorServer(answer) as server, a_door(server, Protocol.ANTHROPIC) as llm:
+        await events_of(llm, a_call(*history, model="claude-test"))
+    messages = server.requests[0]["messages"]
+    (use,) = messages[1]["content"]
+    assert use["id"] == messages[2]["content"][0]["tool_use_id"] == "functions_bash_0"

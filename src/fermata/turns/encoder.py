@@ -1,5 +1,6 @@
 """One model call as it streams: events in, chunks out, and at its end what the model has said."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +123,7 @@ class CallEncoder:
             count += 1
             unique = f"{call_id or 'call'}_{count}"
         self._taken.add(unique)
-        call = _Called(unique, tool)
+        call = _Called(unique, _tool_name(tool))
         self._calls[call_id] = call
         self._order.append(call)
         return call
@@ -135,10 +136,10 @@ class CallEncoder:
             value, broken = plain(ended.input), ended.broken
         except ValueError as error:
             value, broken = None, f"The arguments of this call cannot be used: {error}."
-        call.call = ToolCall(call.call_id, ended.tool, value, ended.vendor, broken)
+        call.call = ToolCall(call.call_id, call.tool, value, ended.vendor, broken)
         if broken is not None:
-            return make.tool_input_error(call.call_id, ended.tool, value, broken)
-        return make.tool_input_available(call.call_id, ended.tool, value)
+            return make.tool_input_error(call.call_id, call.tool, value, broken)
+        return make.tool_input_available(call.call_id, call.tool, value)
 
     def _end_all(self) -> list[Chunk]:
         closing: list[Chunk] = []
@@ -150,6 +151,11 @@ class CallEncoder:
                 raw = "".join(call.pieces)
                 closing.append(self._end_call(ToolCall(call_id, call.tool, raw, broken=CUT_INPUT)))
         return closing
+
+
+def _tool_name(name: str) -> str:
+    """A name that a model made up may be refused by vendors when it comes back to them in the history."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "unnamed"
 
 
 def plain(value: Any, depth: int = 0) -> Any:

@@ -32,9 +32,17 @@ from fermata.turns.model import (
 T = TypeVar("T")
 
 CANCELLED = "Cancelled"
-CANCELLED_RUNNING = "The user stopped the turn while this call ran. It was ended; it may have acted in part."
-CANCELLED_BEFORE = "The user stopped the turn before this call was run."
-NOT_RUN = "The turn failed before this call had a result."
+NO_RESULT = "The turn failed before this call had a result."
+
+#: What the model is told in place of a result: by whether the user stopped the turn, and whether the call
+#: had begun.
+_MISSING = {
+    (True, True): "The user stopped the turn while this call ran. It was ended; it may have acted in part.",
+    (True, False): "The user stopped the turn before this call was run.",
+    (False, True): "The turn failed while this call ran. Whether it took effect is not known: check before "
+    "repeating it.",
+    (False, False): "The turn failed before this call was run.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,20 +194,20 @@ class Progress:
     def usage(self) -> Usage:
         return sum((step.finished.usage for step in self.steps), Usage())
 
-    def messages(self) -> tuple[Message, ...]:
-        """What the model sees of this turn; every call that has no result is given one."""
+    def messages(self, end: TurnEnd = TurnEnd.COMPLETED) -> tuple[Message, ...]:
+        """What the model sees of this turn; a call that has no result because of `end` is given one."""
         messages: list[Message] = []
         for step in self.steps:
             if step.answer.parts:
                 messages.append(step.answer)
             if step.calls:
-                messages.append(ToolMessage(tuple(self._result(call) for call in step.calls)))
+                messages.append(ToolMessage(tuple(self._result(call, end) for call in step.calls)))
         return tuple(messages)
 
-    def _result(self, call: ToolCall) -> ToolResult:
+    def _result(self, call: ToolCall, end: TurnEnd) -> ToolResult:
         if call.broken is not None:
             return ToolResult(call.call_id, call.tool, None, call.broken)
-        why = CANCELLED_RUNNING if call.call_id in self.intended else CANCELLED_BEFORE
+        why = _MISSING[end is TurnEnd.STOPPED, call.call_id in self.intended]
         return self.results.get(call.call_id) or ToolResult(call.call_id, call.tool, None, why)
 
     def cut_text(self) -> tuple[Message, ...]:
@@ -226,7 +234,7 @@ class Progress:
         """Close the stream and the history. `said` is what follows the recorded steps in the history."""
         said = said or self.cut_text()
         if end is not TurnEnd.COMPLETED:
-            self._close(CANCELLED if end is TurnEnd.STOPPED else NOT_RUN)
+            self._close(CANCELLED if end is TurnEnd.STOPPED else NO_RESULT)
         if error is not None:
             self.emit(make.error(error))
         self.emit(make.finish(reason))
@@ -234,7 +242,7 @@ class Progress:
             end=end,
             closing=tuple(self._take()),
             message=self.fold.message(),
-            history=self.messages() + said,
+            history=self.messages(end) + said,
             usage=self.usage(),
             error=error,
         )

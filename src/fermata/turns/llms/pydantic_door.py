@@ -1,6 +1,9 @@
 """Messages to pydantic-ai's models, and their events back. Importing this module takes seconds: `vendors.py`
 does it when a model is first called."""
 
+import base64
+import json
+import re
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -86,49 +89,72 @@ def to_pydantic(messages: tuple[Message, ...], system: str) -> Iterator[pai.Mode
                 only = content[0] if len(content) == 1 and isinstance(content[0], str) else content
                 yield pai.ModelRequest(parts=[pai.UserPromptPart(content=only)])
             case ToolMessage(results):
-                yield pai.ModelRequest(parts=[_tool_return(result) for result in results])
+                yield pai.ModelRequest(parts=[_tool_return(result, system) for result in results])
             case AssistantMessage(parts):
                 answer = [part for item in parts if (part := _answer_part(item, system))]
                 if answer:
                     yield pai.ModelResponse(parts=answer, provider_name=system)
 
 
+#: What models read as a file of its own; text is put into the message.
+_SHOWN_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf"})
+_TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml")
+
+
 def _file(file: File) -> pai.UserContent:
-    if file.url.startswith("data:"):
-        head, _, body = file.url.removeprefix("data:").partition(",")
+    name = f"{file.filename or 'without a name'}, {file.media_type}"
+    if not file.url.startswith("data:"):
+        # The server fetches nothing on a user's word. The vendor may, for a picture; the model can, by tools.
+        picture = file.media_type in _SHOWN_TYPES and file.media_type.startswith("image/")
+        return (
+            pai.ImageUrl(url=file.url, media_type=file.media_type)
+            if picture
+            else f"[file {name}: {file.url}]"
+        )
+    head, _, body = file.url.partition(",")
+    try:
         data = unquote_to_bytes(body)
-        if head.endswith(";base64"):
-            return pai.BinaryContent.from_data_uri(f"data:{file.media_type};base64,{body}")
+        data = base64.b64decode(data, validate=True) if head.endswith(";base64") else data
+    except ValueError:
+        return f"[file {name}: its content is damaged]"
+    if file.media_type in _SHOWN_TYPES:
         return pai.BinaryContent(data=data, media_type=file.media_type)
-    if file.media_type.startswith("image/"):
-        return pai.ImageUrl(url=file.url, media_type=file.media_type)
-    # The server fetches nothing on a user's word; the model can, with its tools.
-    return f"[file {file.filename or 'without a name'}, {file.media_type}: {file.url}]"
+    if file.media_type.startswith(_TEXT_TYPES):
+        return f"[file {name}]\n{data.decode(errors='replace')}"
+    return f"[file {name}: a kind that models cannot read]"
 
 
-def _tool_return(result: ToolResult) -> pai.ModelRequestPart:
+def _tool_return(result: ToolResult, system: str) -> pai.ModelRequestPart:
+    call_id = _call_id(result.call_id, system)
     if result.error is not None:
-        return pai.ToolReturnPart(result.tool, result.error, result.call_id, outcome="failed")
-    return pai.ToolReturnPart(result.tool, result.output, result.call_id)
+        return pai.ToolReturnPart(result.tool, result.error, call_id, outcome="failed")
+    return pai.ToolReturnPart(result.tool, result.output, call_id)
 
 
 def _answer_part(part: Text | Reasoning | ToolCall, system: str) -> pai.ModelResponsePart | None:
     vendor = part.vendor if part.vendor and part.vendor.get("provider_name") == system else {}
     match part:
         case Text(text):
-            return pai.TextPart(text, **vendor) if text else None
+            # Anthropic refuses text that is nothing but white space.
+            return pai.TextPart(text, **vendor) if text.strip() else None
         case Reasoning(text):
             return pai.ThinkingPart(text, **vendor) if vendor else None
         case ToolCall(call_id, tool, value):
             value = value if isinstance(value, dict) else {"invalid_arguments": value}
-            return pai.ToolCallPart(tool, value, call_id, **vendor)
+            return pai.ToolCallPart(tool, value, _call_id(call_id, system), **vendor)
+
+
+def _call_id(call_id: str, system: str) -> str:
+    """Anthropic takes letters, digits, `_` and `-` only; calls of another vendor's model may have more."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", call_id) if system == "anthropic" else call_id
 
 
 def _vendor_data(part: pai.TextPart | pai.ThinkingPart | pai.ToolCallPart) -> dict[str, Any] | None:
-    """What must come back with the part in the next call, as keyword arguments of the part."""
+    """What must come back with the part in the next call, as keyword arguments of the part, in plain JSON."""
     names = ("id", "signature", "provider_details")
     data = {name: value for name in names if (value := getattr(part, name, None))}
-    return {"provider_name": part.provider_name, **data} if data else None
+    kept: dict[str, Any] = json.loads(json.dumps({"provider_name": part.provider_name, **data}, default=str))
+    return kept if data else None
 
 
 class _Translator:
