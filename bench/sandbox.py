@@ -2,8 +2,8 @@
 
     python bench/sandbox.py [--runs 60] [--data-dir DIR] [--json]
 
-Times are wall times of one call after another. The floor is `bwrap` with all namespaces running `true`, started
-by the same process: what nothing that isolates with bubblewrap can beat.
+Times are wall times of one call after another. The floor is `bwrap` with all namespaces running `true`,
+started by the same process: what nothing that isolates with bubblewrap can beat.
 """
 
 import argparse
@@ -87,9 +87,7 @@ async def one_life(provider: LocalProvider, measures: Measures, number: int) -> 
     await provider.delete_snapshot(f"{name}-kept")
 
 
-async def repeat(
-    measures: Measures, what: str, work: Callable[[], Awaitable[object]], times: int
-) -> None:
+async def repeat(measures: Measures, what: str, work: Callable[[], Awaitable[object]], times: int) -> None:
     for _ in range(times):
         await measures.time(what, work())
 

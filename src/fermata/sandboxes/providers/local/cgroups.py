@@ -34,6 +34,12 @@ class _Tree:
     def can_kill(self) -> bool:
         return self.version == 2
 
+    def make(self) -> None:
+        """The group that holds the others. Whoever closes last removes it, so it is made again if need be."""
+        self.top.mkdir(exist_ok=True)
+        if self.version == 2:
+            _enable(self.top, self.controllers)
+
 
 @dataclass(slots=True)
 class Group:
@@ -116,7 +122,10 @@ class ControlGroups:
         paths = []
         for tree in self._trees:
             path = tree.top / sandbox_id
-            path.mkdir(exist_ok=True)
+            while not path.exists():
+                tree.make()
+                with contextlib.suppress(FileNotFoundError, FileExistsError):
+                    path.mkdir()
             for name, value in _settings(tree, limits):
                 _set(path / name, value)
             paths.append(path)
@@ -134,7 +143,16 @@ class ControlGroups:
         return Group(paths, killing[0] if killing and killing[0].exists() else None, self._owner)
 
     def ids(self) -> set[str]:
-        return {entry.name for tree in self._trees for entry in os.scandir(tree.top) if entry.is_dir()}
+        found: set[str] = set()
+        for tree in self._trees:
+            with contextlib.suppress(FileNotFoundError):
+                found.update(entry.name for entry in os.scandir(tree.top) if entry.is_dir())
+        return found
+
+    def close(self) -> None:
+        """Remove what holds the groups, if there are none of another server."""
+        for tree in self._trees:
+            _removed(tree.top)
 
     async def remove(self, sandbox_id: str) -> None:
         """Remove the groups of a sandbox that has ended; what is left in them is killed."""
@@ -197,8 +215,12 @@ def _removed_tree(path: Path) -> bool:
     return _removed(path)
 
 
-def find_control_groups(installation: str, owner: int | None) -> ControlGroups:
-    """Try what this process may do; keep what worked. `owner` is the host's id of root inside."""
+def find_control_groups(name: str, owner: int | None) -> ControlGroups:
+    """Try what this process may do; keep what worked.
+
+    `name` is of the group that holds all others; nobody else may use it: what is found in it and belongs
+    to no sandbox is removed. `owner` is the host's id of root inside.
+    """
     own = _own_groups()
     trees = []
     for mount, root, version, controllers in _mounts():
@@ -207,7 +229,7 @@ def find_control_groups(installation: str, owner: int | None) -> ControlGroups:
             continue
         inside = os.path.relpath(own.get(key, "/"), root)
         here = mount if inside.startswith("..") else mount / inside
-        tree = _try_tree(here, version, controllers, f"fermata-{installation}")
+        tree = _try_tree(here, version, controllers, name)
         if tree is not None:
             trees.append(tree)
     return ControlGroups(tuple(trees), owner)
@@ -219,18 +241,16 @@ def _try_tree(here: Path, version: int, controllers: frozenset[str], name: str) 
             if here.name == _SERVER:
                 here = here.parent
             controllers = _delegate(here)
-        top = here / name
-        top.mkdir(exist_ok=True)
-        if version == 2:
-            _enable(top, controllers)
-        probe = top / f"probe-{os.getpid()}"
+        tree = _Tree(version, here / name, controllers)
+        tree.make()
+        probe = tree.top / f"probe-{os.getpid()}"
         probe.mkdir(exist_ok=True)
         with (probe / "cgroup.procs").open("w"):
             pass
         probe.rmdir()
     except OSError:
         return None
-    return _Tree(version, top, controllers)
+    return tree
 
 
 def _delegate(here: Path) -> frozenset[str]:

@@ -2,6 +2,7 @@
 not there. Probing is doing: the proof is a sandbox that ran a command behind all its walls."""
 
 import asyncio
+import hashlib
 import os
 import re
 import resource
@@ -118,7 +119,9 @@ async def prepare(layout: Layout, installation: str, defaults: Limits) -> Engine
         mapping=mapping,
     )
     hidden = frozenset(path for path in walls.hideable() if _exists(path))
-    groups = await asyncio.to_thread(find_control_groups, installation, mapping.first_id)
+    # Two data directories of one installation are strangers to each other.
+    name = f"fermata-{installation}-{hashlib.sha256(os.fsencode(layout.root)).hexdigest()[:8]}"
+    groups = await asyncio.to_thread(find_control_groups, name, mapping.first_id)
     return Engine(launcher, groups, mapping, defaults, hidden, layout)
 
 

@@ -141,12 +141,15 @@ class LocalProvider:
     async def _clean(self) -> None:
         """Finish what a dead process left half done. What a living one is at is locked, and left alone."""
         engine = self._ready()
+        alive = set()
         for path in list(self._layout.staging.iterdir()):
-            lock = try_lock(path / "gate")
-            if lock is not None:
+            with contextlib.suppress(FileNotFoundError):
+                lock = try_lock(path / "gate")
+                if lock is None:
+                    alive.add(path.name)
+                    continue
                 self._layout.discard(path)
                 os.close(lock)
-        alive = set()
         for name in self._layout.names():
             home = self._layout.home(name)
             with contextlib.suppress(SandboxGoneError):
@@ -165,7 +168,7 @@ class LocalProvider:
     async def _probe(self) -> None:
         async with self._staging() as home:
             spec = SandboxSpec(name="probe", network=NetworkPolicy.NONE)
-            record = new_record(spec, self._base.current().id, ())
+            record = new_record(home, spec, self._base.current().id, ())
             make_disk(home, record, self._ready().mapping.first_id, walls.own_files("probe", record.id))
             await self._boot(home, record)
             try:
@@ -187,6 +190,7 @@ class LocalProvider:
         await asyncio.gather(*self._watchers.values(), return_exceptions=True)
         if self._engine is not None:
             self._engine.launcher.close()
+            self._engine.groups.close()
             self._engine = None
             self._words = "the local provider has been closed"
         await self._base.close()
@@ -218,6 +222,8 @@ class LocalProvider:
             try:
                 home.path.rename(target.path)
             except OSError:
+                if booted.proxy is not None:
+                    booted.proxy.close()
                 await self._end(home, record)
                 raise SandboxExistsError(f"there is a sandbox {spec.name!r} already") from None
             await self._serve(record, booted)
@@ -226,10 +232,10 @@ class LocalProvider:
     async def _new_record(self, home: Home, spec: SandboxSpec) -> tuple[Record, Awaitable[None]]:
         """The record, and its being written down, which may take longer than the machine's start."""
         if spec.base is None:
-            record = new_record(spec, self._base.current().id, ())
+            record = new_record(home, spec, self._base.current().id, ())
             return record, asyncio.ensure_future(asyncio.to_thread(home.write, record))
         async with self._snapshots.starting_from(spec.base) as snapshot:
-            record = new_record(spec, snapshot.base, snapshot.layers)
+            record = new_record(home, spec, snapshot.base, snapshot.layers)
             await asyncio.to_thread(home.write, record)
         return record, asyncio.sleep(0)
 

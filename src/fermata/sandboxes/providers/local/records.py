@@ -30,7 +30,7 @@ from fermata.sandboxes.contract import Limits, NetworkPolicy, SandboxSpec
 @dataclass(frozen=True, slots=True)
 class Record:
     name: str
-    #: Names the sandbox's control groups; never used again.
+    #: Names the sandbox's control groups, and its directory while it is made; never used again.
     id: str
     created_at: datetime
     network: NetworkPolicy
@@ -56,20 +56,6 @@ def load_record(data: bytes) -> Record:
     values["limits"] = Limits(**values["limits"])
     values["layers"] = tuple(values["layers"])
     return Record(**values)
-
-
-def new_record(spec: SandboxSpec, base: str, layers: tuple[str, ...]) -> Record:
-    return Record(
-        name=spec.name,
-        id=secrets.token_hex(8),
-        created_at=datetime.now(UTC),
-        network=spec.network,
-        limits=spec.limits,
-        environment=dict(spec.environment),
-        labels=dict(spec.labels),
-        base=base,
-        layers=layers,
-    )
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -164,9 +150,23 @@ class Layout:
         return None
 
     def new_staging(self) -> Home:
-        home = Home(self.staging / secrets.token_hex(12))
+        home = Home(self.staging / secrets.token_hex(8))
         home.path.mkdir(mode=0o700)
         return home
+
+
+def new_record(home: Home, spec: SandboxSpec, base: str, layers: tuple[str, ...]) -> Record:
+    return Record(
+        name=spec.name,
+        id=home.path.name,
+        created_at=datetime.now(UTC),
+        network=spec.network,
+        limits=spec.limits,
+        environment=dict(spec.environment),
+        labels=dict(spec.labels),
+        base=base,
+        layers=layers,
+    )
 
 
 def make_disk(home: Home, record: Record, first_id: int | None, etc: dict[str, str]) -> None:
