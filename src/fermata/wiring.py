@@ -25,7 +25,6 @@ from fermata.kit.clock import Clock, SystemClock
 from fermata.kit.database import Database
 from fermata.kit.errors import SettingsError
 from fermata.kit.ids import new_id
-from fermata.kit.postgres import PostgresDatabase
 from fermata.kit.settings import Settings
 from fermata.kit.sqlite import SqliteDatabase
 from fermata.runs.service import RunService
@@ -43,7 +42,6 @@ from fermata.turns.llms.catalogue import Catalogue
 from fermata.turns.tools.standard import standard_tools
 from fermata.views.sessions import SessionViews
 from fermata.workspaces.providers.builtin import BuiltinHost
-from fermata.workspaces.providers.github import GitHubHost
 from fermata.workspaces.service import WorkspaceService
 
 log = structlog.get_logger()
@@ -91,6 +89,8 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         finally:
             await embedded.close()
         return
+    from fermata.kit.postgres import PostgresDatabase  # half a second that SQLite's users need not wait
+
     remote = PostgresDatabase(url, pool_size=settings.database_connections)
     await remote.open()
     try:
@@ -233,6 +233,8 @@ def _workspaces(settings: Settings, clock: Clock) -> WorkspaceService:
     if settings.github_token is None:
         builtin = BuiltinHost(root=root / "repositories", clock=clock)
         return WorkspaceService(owner=settings.workspace_owner, own=builtin, server=builtin)
+    from fermata.workspaces.providers.github import GitHubHost  # with its HTTP client, only when configured
+
     github = GitHubHost(
         token=settings.github_token,
         cache=root / "github",

@@ -82,6 +82,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         "busy_timeout=10000",
         "temp_store=MEMORY",
         "cache_size=-32768",
+        # Checkpoints stop the writer: fewer and larger ones. 16 MiB of write-ahead log.
+        "wal_autocheckpoint=4000",
     ):
         raw.execute(f"PRAGMA {pragma}")
     return raw
