@@ -89,7 +89,11 @@ class GitRequest:
 @dataclass(frozen=True, slots=True)
 class GitResponse:
     """Always status 200: everything else is raised. The body starts git when it is first read and ends it
-    when it is closed, so close it (`aclose`) when the client goes away."""
+    when it is closed, so close it (`aclose`) when the client goes away.
+
+    A push's request body is read while this body is: nobody else may read from that client meanwhile, not
+    even to see whether it is still there. A clone's has been read to its end.
+    """
 
     headers: Mapping[str, str]
     body: AsyncGenerator[bytes, None]
