@@ -91,11 +91,11 @@ class BaseStore:
             return self._current
         debian = self._find("debian", self._debian_mark()) if self._builds else None
         self._use(debian if debian is not None else await asyncio.to_thread(self._open_host))
-        if debian is None and self._builds and self._build is None:
+        if debian is None and self._builds:
             missing = base_debian.missing_tool()
             if missing is None:
                 self._status = f"{_HOST}; a Debian base is being built"
-                self._build = asyncio.create_task(self._build_debian())
+                self._build = self._build or asyncio.create_task(self._build_debian())
             else:
                 self._status = f"{_HOST}; no Debian base, because {missing}"
         return self.current()
@@ -233,6 +233,7 @@ class BaseStore:
 
     def _keep(self, work: Path, name: str, mark: str, binds: tuple[tuple[str, str], ...] = ()) -> Base:
         """Give what lies in `work` its owners and an id, and let it appear under that id."""
+        (work / "root").chmod(0o755)
         make_inert(work / "root", self._first_id)
         record = {"name": name, "mark": mark, "binds": binds}
         (work / "base.json").write_text(json.dumps(record))

@@ -89,9 +89,8 @@ def build_host_root(root: Path, empty: Path, *, host: Path = Path("/")) -> tuple
             "this machine keeps its programs outside /usr, so they cannot be lent to a sandbox: "
             "name a root file system in FERMATA_SANDBOX_BASE"
         )
-    for name, mode in _DIRECTORIES.items():
+    for name in _DIRECTORIES:
         (root / name).mkdir()
-        (root / name).chmod(mode)
     binds = [(str(host / "usr"), "/usr")]
     for name in _COMPANIONS:
         there = host / name
@@ -106,6 +105,10 @@ def build_host_root(root: Path, empty: Path, *, host: Path = Path("/")) -> tuple
         if there.is_dir() and there.resolve() == host.resolve() / hidden[1:]:
             binds.append((empty.name, hidden))
     _write_etc(root / "etc", host)
+    # Whatever the umask: users inside are not the owner of all this.
+    for place, _, _ in os.walk(root):
+        os.chmod(place, _DIRECTORIES.get(os.path.relpath(place, root), 0o755))
+    empty.chmod(0o755)
     return tuple(binds)
 
 

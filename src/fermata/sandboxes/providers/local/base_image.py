@@ -76,7 +76,8 @@ class Tree:
                 if not make:
                     raise
                 self._count(0)
-                os.mkdir(place, 0o755)
+                os.mkdir(place)
+                os.chmod(place, 0o755)
                 continue
             if stat.S_ISLNK(mode):
                 links += 1
@@ -240,7 +241,7 @@ def _unpack(tree: Tree, archive: Path, *, layered: bool) -> None:
         for member in members:
             parent, _, name = member.name.rpartition("/")
             if layered and name == ".wh..wh..opq":
-                _clear(tree, parent, own)
+                _clear(tree.locate(parent, make=True), own)
             elif layered and name.startswith(".wh."):
                 if name[4:] in ("", ".", ".."):
                     raise refuse("it takes away what has no name")
@@ -253,13 +254,15 @@ def _unpack(tree: Tree, archive: Path, *, layered: bool) -> None:
                     place = os.path.dirname(place)
 
 
-def _clear(tree: Tree, path: str, own: set[str]) -> None:
-    place = tree.locate(path, make=True)
+def _clear(place: str, own: set[str]) -> None:
+    """Take away what layers below put there: everything that is not this layer's own."""
     if os.path.isdir(place) and not os.path.islink(place):
         for name in os.listdir(place):
-            kept = os.path.join(place, name)
-            if kept not in own:
-                _remove(kept)
+            there = os.path.join(place, name)
+            if there in own:
+                _clear(there, own)
+            else:
+                _remove(there)
 
 
 def _add(tree: Tree, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
