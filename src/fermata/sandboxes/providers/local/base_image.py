@@ -77,7 +77,7 @@ class Tree:
                     raise
                 self._count(0)
                 os.mkdir(place)
-                os.chmod(place, 0o755)
+                self._modes.setdefault(place, 0o755)
                 continue
             if stat.S_ISLNK(mode):
                 links += 1
