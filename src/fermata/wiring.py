@@ -101,11 +101,17 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def open_fermata(
-    settings: Settings, *, provider: SandboxProvider | None = None, catalogue: Catalogue | None = None
+    settings: Settings,
+    *,
+    provider: SandboxProvider | None = None,
+    catalogue: Catalogue | None = None,
+    around_database: Callable[[Database], Database] | None = None,
+    around_provider: Callable[[SandboxProvider], SandboxProvider] | None = None,
 ) -> AsyncIterator[Fermata]:
     """A whole server without its doors, its worker running. Closing it drains the worker and the sandboxes.
 
-    `provider` and `catalogue` take the place of the configured ones, for tests.
+    For tests: `provider` and `catalogue` take the place of the configured ones, `around_database` and
+    `around_provider` put something between them and the server.
     """
     clock = SystemClock()
     async with AsyncExitStack() as stack:
@@ -116,11 +122,17 @@ async def open_fermata(
         await ensure_first_account(
             database=database, clock=clock, data_dir=settings.data_dir, configured_key=settings.api_key
         )
+        if around_database is not None:
+            database = around_database(database)
         base = BaseStore(setting=settings.sandbox_base, builds=settings.sandbox_base_build)
         provider = provider or _local_provider(settings, base)
+        if around_provider is not None:
+            provider = around_provider(provider)
         report = await provider.open()
         stack.push_async_callback(provider.close)
-        context = _build(settings, clock, database, provider, catalogue or _catalogue(settings), base, report)
+        workspaces = _workspaces(settings, clock, stack)
+        catalogue = catalogue or _catalogue(settings)
+        context = _build(settings, clock, database, provider, catalogue, base, report, workspaces)
         stack.push_async_callback(context.catalogue.close)
         await reconcile(database=database, clock=clock, provider=provider)
         await context.worker.open(alone=alone)
@@ -138,10 +150,10 @@ def _build(
     catalogue: Catalogue,
     base: BaseStore,
     report: ProviderReport,
+    workspaces: WorkspaceService,
 ) -> Fermata:
     accounts = AccountService(database=database, clock=clock)
     runs = RunService(database=database, clock=clock)
-    workspaces = _workspaces(settings, clock)
     sandboxes = SandboxService(
         clock=clock,
         providers={provider.name: provider},
@@ -228,7 +240,7 @@ def _local_provider(settings: Settings, base: BaseStore) -> SandboxProvider:
     )
 
 
-def _workspaces(settings: Settings, clock: Clock) -> WorkspaceService:
+def _workspaces(settings: Settings, clock: Clock, stack: AsyncExitStack) -> WorkspaceService:
     root = settings.data_dir.resolve()
     if settings.github_token is None:
         builtin = BuiltinHost(root=root / "repositories", clock=clock)
@@ -241,6 +253,7 @@ def _workspaces(settings: Settings, clock: Clock) -> WorkspaceService:
         api_url=settings.github_api_url,
         clone_base=settings.github_clone_url,
     )
+    stack.push_async_callback(github.close)
     return WorkspaceService(owner=settings.workspace_owner, own=github, others=github)
 
 

@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 
 from fermata.accounts.first import KEY_FILE
-from fermata.edges.http.app import create_app
+from fermata.edges.http.app import App, create_app
 from fermata.kit.errors import SettingsError
 from fermata.kit.settings import Settings
 from fermata.wiring import Fermata, open_fermata
@@ -27,12 +27,13 @@ DRAIN_SECONDS = 3
 class Server(uvicorn.Server):
     """Uvicorn that lets viewers go when it is told to end, so that it need not wait for open streams."""
 
-    def __init__(self, config: uvicorn.Config, fermata: Fermata) -> None:
+    def __init__(self, config: uvicorn.Config, app: App) -> None:
         super().__init__(config)
-        self._fermata = fermata
+        self._app = app
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self._fermata.stream.close()
+        self._app.draining = True
+        self._app.fermata.stream.close()
         super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
@@ -49,9 +50,10 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, **doubles: Any) -> None:
+    """Serve until SIGTERM or SIGINT. `doubles` go to `open_fermata`, for tests."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings))
+        runner.run(_serve(settings, **doubles))
 
 
 def _loop_factory() -> Any:
@@ -62,18 +64,20 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, **doubles: Any) -> None:
     listener = _listen(settings)
-    async with open_fermata(settings) as fermata:
+    async with open_fermata(settings, **doubles) as fermata:
+        app = create_app(fermata)
         config = uvicorn.Config(
-            create_app(fermata),
+            app,
             log_config=None,
             access_log=False,
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
-        server = Server(config, fermata)
+        server = Server(config, app)
+        listener.listen(config.backlog)  # so that whoever reads the greeting can connect
         _greet(settings, fermata, listener.getsockname()[1])
         await server.serve(sockets=[listener])
 
