@@ -184,6 +184,67 @@ def test_a_stream_whole_cut_or_closed_folds_as_in_the_published_clients(
     assert merge_deltas(merged) == merged
 
 
+CALL = {"toolCallId": "c1", "toolName": "bash"}
+OTHER = {"toolCallId": "c2", "toolName": "custom", "dynamic": True}
+EVERYTHING: list[Chunk] = [
+    {"type": "start", "messageId": "m", "messageMetadata": {"a": {"b": 1}}},
+    {"type": "start-step"},
+    {"type": "reasoning-start", "id": "r"},
+    {"type": "text-start", "id": "t"},
+    {"type": "reasoning-delta", "id": "r", "delta": "1"},
+    {"type": "reasoning-delta", "id": "r", "delta": "2"},
+    {"type": "text-delta", "id": "t", "delta": "3"},
+    {"type": "reasoning-end", "id": "r", "providerMetadata": {"x": {"y": 1}}},
+    {"type": "text-start", "id": "u"},
+    {"type": "text-delta", "id": "t", "delta": "4"},
+    {"type": "text-delta", "id": "u", "delta": "5"},
+    {"type": "text-delta", "id": "t", "delta": "6"},
+    {"type": "text-end", "id": "t"},
+    {"type": "text-end", "id": "u"},
+    {"type": "tool-input-start", **CALL},
+    {"type": "tool-input-start", **OTHER, "title": "Custom"},
+    {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": '{"a": [tr'},
+    {"type": "tool-input-delta", "toolCallId": "c2", "inputTextDelta": '{"b": -'},
+    {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": "ue, 1.5e"},
+    {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": '2, "x\\u00'},
+    {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": 'e9"]}'},
+    {"type": "tool-input-delta", "toolCallId": "c2", "inputTextDelta": '1, "__proto__": 1}'},
+    {"type": "tool-input-available", **CALL, "input": {"a": [True, 150, "xé"]}},
+    {"type": "tool-input-available", **OTHER, "input": {"b": -1}},
+    {"type": "tool-output-available", "toolCallId": "c2", "output": None, "preliminary": True},
+    {"type": "tool-output-error", "toolCallId": "c1", "errorText": "no"},
+    {"type": "tool-output-available", "toolCallId": "c2", "output": {"c": []}},
+    {"type": "finish-step"},
+    {"type": "message-metadata", "messageMetadata": {"a": {"c": 2}, "list": [1]}},
+    {"type": "data-commit", "id": "1", "data": {"status": "pending"}},
+    {"type": "start-step"},
+    {"type": "tool-input-start", **CALL},
+    {"type": "tool-input-delta", "toolCallId": "c1", "inputTextDelta": ""},
+    {"type": "tool-input-error", **CALL, "input": "{", "errorText": BROKEN},
+    {"type": "data-commit", "id": "1", "data": {"status": "success"}},
+    {"type": "data-note", "data": 1, "transient": True},
+    {"type": "finish-step"},
+]
+
+
+@pytest.mark.parametrize("length", range(len(EVERYTHING) + 1))
+def test_every_beginning_of_a_stream_with_everything_folds_as_in_the_published_clients(
+    fold_in_node: FoldInNode, length: int
+) -> None:
+    cut = EVERYTHING[:length]
+    check(fold_in_node, cut)
+    check(fold_in_node, cut + closing_chunks(cut, "Cancelled"))
+    assert fold(merge_deltas(cut)) == fold(cut)
+
+
+def test_neighbouring_deltas_of_one_part_become_one() -> None:
+    merged = merge_deltas(EVERYTHING)
+    deltas = [chunk["delta"] for chunk in merged if chunk["type"].endswith("-delta") and "delta" in chunk]
+    assert deltas == ["12", "3", "4", "5", "6"]
+    inputs = [chunk["inputTextDelta"] for chunk in merged if "inputTextDelta" in chunk]
+    assert inputs == ['{"a": [tr', '{"b": -', 'ue, 1.5e2, "x\\u00e9"]}', '1, "__proto__": 1}', ""]
+
+
 @pytest.mark.parametrize(
     "chunk",
     [

@@ -1,6 +1,7 @@
 """Turns that are crashed, stopped or cancelled at every point, and then picked up again."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,8 @@ class World:
         assert repaired(outcome.history) == outcome.history
         kinds = {type(message) for message in outcome.history}
         assert kinds <= {AssistantMessage, ToolMessage}
+        calls = [part["toolCallId"] for part in outcome.message["parts"] if "toolCallId" in part]
+        assert len(calls) == len(set(calls))
         for part in outcome.message["parts"]:
             assert part.get("state", "done") in ("done", "output-available", "output-error")
 
@@ -173,9 +176,21 @@ async def test_a_stop_at_any_point_ends_the_turn_with_what_there_is() -> None:
     ends_seen = set()
     for point in range(points):
         world, stopping = World(), asyncio.Event()
-        world.on_point = lambda n, at=point, stop=stopping: stop.set() if n == at else None
+        begun: list[int] = []
+
+        def stop(
+            n: int, at: int = point, world: World = world, stopping: Any = stopping, begun: Any = begun
+        ) -> None:
+            if n == at:
+                stopping.set()
+                begun.append(len(world.note.inputs + world.again.inputs))
+
+        world.on_point = stop
         outcome = await world.play(stopping)
         world.check(outcome)
+        # Nothing begins after the stop, and an intent only if it was being written.
+        assert len(world.note.inputs + world.again.inputs) == begun[0]
+        assert len(world.journal.effects) <= len(results(outcome))
         ends_seen.add(outcome.end)
         # The process dies before the outcome is stored: the stop still holds for whoever picks it up.
         second = await world.play(stopping)
@@ -339,3 +354,22 @@ async def test_a_page_does_not_send_a_stopped_or_failed_turn_again_by_itself(end
     outcome = await task
     check_stream(journal, outcome)
     assert outcome.message["parts"][-1] == {"type": "step-start"}
+
+
+async def test_nothing_is_intended_after_a_stop() -> None:
+    stopping, journal = asyncio.Event(), MemoryJournal()
+
+    async def act(input: Any) -> Any:
+        stopping.set()
+        # It cannot be interrupted any more: what it did counts.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return "done all the same"
+
+    tools = Toolset([RecordingTool(act=act)])
+    llm = ScriptedLlm([*asks("a", "note", 1), *asks("b", "note", 2), TOOLS])
+    outcome = await play(llm, tools=tools, journal=journal, stopping=stopping)
+    check_stream(journal, outcome)
+    assert outcome.end is TurnEnd.STOPPED
+    assert results(outcome)["a"].output == "done all the same"
+    assert list(journal.effects) == ["a"]

@@ -20,7 +20,11 @@ class StoppedError(Exception):
 
 async def run_or_stop(work: Coroutine[Any, Any, T], stopping: asyncio.Event) -> T:
     """The result of `work`. When `stopping` is set first, or the caller is cancelled, `work` is cancelled and
-    awaited to its end; a result that it still gives counts when the reason was a stop."""
+    awaited to its end; a result that it still gives counts when the reason was a stop. After a stop it is not
+    begun at all."""
+    if stopping.is_set():
+        work.close()
+        raise StoppedError
     task = asyncio.create_task(work)
     stop = asyncio.create_task(stopping.wait())
     try:
