@@ -42,6 +42,8 @@ def own_mapping() -> Mapping:
     """What this process may use. Only a started sandbox proves it."""
     if os.geteuid() == 0:
         first, count = _free_range(Path("/proc/self/uid_map"))
+        if count < _FEWEST:
+            return single_mapping()  # root of a namespace that has hardly another id to give
         line = f"0 {first} {count}\n"
         return Mapping(Mode.RANGE, line, line, first)
     return _subid_mapping() or single_mapping()
@@ -92,6 +94,8 @@ def _subordinate(path: Path, uid: int) -> tuple[int, int] | None:
         lines = []
     for line in lines:
         words = line.strip().split(":")
-        if len(words) == 3 and words[0] in names and int(words[2]) >= _FEWEST:
+        if len(words) != 3 or words[0] not in names or not words[1].isdigit() or not words[2].isdigit():
+            continue
+        if int(words[2]) >= _FEWEST:
             return int(words[1]), min(int(words[2]), _RANGE_COUNT - 1)
     return None

@@ -54,6 +54,7 @@ class Running:
         self._exited = False
         self._lost = False
         self._error: FermataError | None = None
+        self._failure: BaseException | None = None
         self._over = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -227,12 +228,21 @@ class Running:
         return out, err
 
     def feed(self, descriptor: int, stdin: bytes | AsyncIterable[bytes]) -> None:
-        """Write standard input in the background; takes the descriptor over."""
+        """Write standard input in the background; takes the descriptor over. When its source fails, the
+        command is ended and the failure is raised by `wait`."""
         task = self._loop.create_task(_feed(descriptor, stdin))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._fed)
+
+    def _fed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failure = failure
+            self._spawn(self.kill())
 
     async def _result(self) -> int | None:
+        if self._failure is not None:
+            raise self._failure
         if self._error is not None:
             raise self._error
         if self.timed_out:

@@ -11,17 +11,19 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define SYS_openat2_ 437
 #define NO_MAGICLINKS 0x02
 #define LINKS_AT_MOST 40
+#define PROC_MAGIC 0x9fa0
 
 struct how {
     uint64_t flags, mode, resolve;
 };
 
-static int open_at(int base, const char *path, uint64_t flags) {
+int open_at(int base, const char *path, uint64_t flags) {
     struct how how = {flags | O_CLOEXEC, 0, NO_MAGICLINKS};
     return (int)syscall(SYS_openat2_, base, path, &how, sizeof how);
 }
@@ -124,6 +126,10 @@ static int find_place(const char *path, char *name, struct stat *found) {
         }
         if (!S_ISLNK(found->st_mode))
             return base;
+        struct statfs where;
+        errno = ELOOP;
+        if (fstatfs(base, &where) < 0 || where.f_type == PROC_MAGIC)
+            break;
         ssize_t length = readlinkat(base, name, link, sizeof link - 1);
         if (length < 0)
             break;

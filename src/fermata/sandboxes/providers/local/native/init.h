@@ -22,6 +22,7 @@ int load_filter(int fd);
 void keep_command(struct asked *ask) __attribute__((noreturn));
 
 /* files.c */
+int open_at(int base, const char *path, uint64_t flags);
 void open_file(struct asked *ask);
 void stat_file(struct asked *ask);
 void write_whole(struct asked *ask);

@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #define SYS_close_range_ 436
-#define CLOSE_RANGE_CLOEXEC_ 4
 
 /* From linux/filter.h, linux/seccomp.h and linux/sched.h, which not every compiler has at hand. */
 #define SECCOMP_MODE_FILTER_ 2
@@ -112,7 +111,11 @@ static void become_command(const char *cwd, char **argv, char **environment, con
         if (fd < 0 || dup2(fd, i) < 0)
             give_up(trouble, STAGE_SETUP);
     }
-    syscall(SYS_close_range_, 3, ~0u, CLOSE_RANGE_CLOEXEC_);
+    /* Everything else of ours goes now: a path like /proc/self/fd/5 must lead to nothing. */
+    if (dup3(trouble, 3, O_CLOEXEC) < 0 && trouble != 3)
+        _exit(120);
+    trouble = 3;
+    syscall(SYS_close_range_, 4, ~0u, 0);
     for (int number = 1; number < NSIG; number++)
         signal(number, SIG_DFL);
     sigemptyset(&none);
@@ -123,8 +126,9 @@ static void become_command(const char *cwd, char **argv, char **environment, con
             errno = 0;
         close(fd);
     }
-    if (chdir(cwd) < 0)
+    if ((fd = open_at(AT_FDCWD, cwd, O_PATH | O_DIRECTORY)) < 0 || fchdir(fd) < 0)
         give_up(trouble, STAGE_CWD);
+    close(fd);
     if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER_, &filter) < 0)
         give_up(trouble, STAGE_SETUP);
     find_and_execute(argv, environment);
