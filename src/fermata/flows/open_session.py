@@ -130,6 +130,8 @@ class OpenSession:
         now = self._clock.now()
         self._check_access(connection, caller, wanted)
         repository = self._choose_repository(connection, caller, wanted, asked_for)
+        if wanted.clone_url is not None and parse_repository_url(wanted.clone_url) != repository:
+            raise InvalidRequestError("cloneUrl does not match repoOwner and repoName", field=("cloneUrl",))
         if once is not None:
             answer = find_answer(connection, caller.account_id, once.key, once.request_hash, now)
             if answer is not None:
@@ -266,9 +268,7 @@ def _repository_asked_for(wanted: NewSession) -> RepositoryName | None:
     cloned = parse_repository_url(wanted.clone_url)
     if cloned is None:
         raise InvalidRequestError("cloneUrl must be a valid GitHub repository URL", field=("cloneUrl",))
-    if named is not None and named != cloned:
-        raise InvalidRequestError("cloneUrl does not match repoOwner and repoName", field=("cloneUrl",))
-    return cloned
+    return named or cloned
 
 
 def find_repository(

@@ -72,7 +72,7 @@ class App(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = build_openapi(self)
+            self.openapi_schema = build_openapi(self, sandbox_types=self.fermata.sandboxes.types)
         return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,9 +1,12 @@
 """The OpenAPI document, read from the signatures of the handlers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+
+from fermata.edges.http.door import Door
 
 DESCRIPTION = """\
 Sandboxed sessions of an LLM-driven agent, with tools, durable turns and streams that can be rejoined.
@@ -37,7 +40,8 @@ _TEXTS = {
 }
 
 
-def build_openapi(app: FastAPI) -> dict[str, Any]:
+def build_openapi(app: FastAPI, *, sandbox_types: Sequence[str]) -> dict[str, Any]:
+    """`sandbox_types` are the words that `sandboxType` may say on this server."""
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -47,7 +51,12 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             _describe(operation)
+    for route in app.routes:
+        if isinstance(route, Door) and route.rules.body_optional:
+            for method in route.methods or ():
+                document["paths"][route.path_format][method.lower()]["requestBody"].pop("required")
     schemas = document["components"]["schemas"]
+    schemas["CreateSessionRequest"]["properties"]["sandboxType"]["enum"] = list(sandbox_types)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return document
@@ -57,7 +66,13 @@ def _describe(operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
-    responses.setdefault("500", {"content": error})
+    statuses = ["500"]
+    if "parameters" in operation or "requestBody" in operation:
+        statuses.append("400")
+    if "requestBody" in operation:
+        statuses.append("413")
+    for status in statuses:
+        responses.setdefault(status, {"content": error})
     for status, response in responses.items():
         if status in _TEXTS:
             response["description"] = _TEXTS[status]

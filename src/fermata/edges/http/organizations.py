@@ -15,7 +15,7 @@ from fermata.edges.http.door import Door
 from fermata.edges.http.errors import json_response
 from fermata.edges.http.validation import ABSENT, RequestModel, Says, UuidText, WireModel
 from fermata.edges.http.wire import errors
-from fermata.kit.errors import ForbiddenError, InvalidRequestError
+from fermata.kit.errors import ForbiddenError
 
 router = APIRouter(route_class=Door, tags=["accounts"])
 
@@ -36,9 +36,14 @@ class CreateOrganizationRequest(RequestModel):
 
 class AddMemberRequest(RequestModel):
     organizationId: Annotated[UuidText, Says(wrong="organizationId must be a valid UUID")]
-    accountId: Annotated[UuidText, Says(wrong="accountId must be a valid UUID")] = ABSENT
-    #: Accounts have no addresses here: use `accountId`.
-    email: str = ABSENT
+    #: Accounts have no e-mail address here, so that there is no other way to name one.
+    accountId: Annotated[
+        UuidText,
+        Says(
+            wrong="accountId must be a valid UUID",
+            missing="Provide exactly one of accountId or email; this server knows accountId only",
+        ),
+    ]
 
 
 class CreateArtistRequest(RequestModel):
@@ -145,10 +150,6 @@ async def create_organization(
 )
 async def add_member(caller: CallerDep, fermata: FermataDep, wanted: AddMemberRequest) -> Response:
     """Lets an account into an organization of the caller. It gives nobody a right over that account."""
-    if bool(wanted.accountId) == bool(wanted.email):
-        raise InvalidRequestError("Provide exactly one of accountId or email")
-    if not wanted.accountId:
-        raise InvalidRequestError("Accounts have no e-mail address here, use accountId", field=("email",))
     organization_id, account_id = wanted.organizationId.lower(), wanted.accountId.lower()
     await fermata.accounts.add_member(caller, organization_id, account_id)
     return json_response({"status": "success", "id": organization_id, "account_id": account_id})

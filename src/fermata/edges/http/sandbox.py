@@ -9,7 +9,7 @@ from starlette.responses import Response
 from fermata.edges.http.auth import CallerDep, get_fermata
 from fermata.edges.http.door import Door
 from fermata.edges.http.errors import json_response
-from fermata.edges.http.validation import Says, WireModel
+from fermata.edges.http.validation import RepositoryUrlText, Says, WireModel
 from fermata.edges.http.wire import Lifecycle, Success, epoch_ms, errors
 from fermata.flows.sandbox import Connected
 from fermata.kit.errors import ErrorKind, FermataError, InvalidRequestError, SandboxFailedError
@@ -25,7 +25,8 @@ SessionQuery = Annotated[str, Query(min_length=1, max_length=128), Says(wrong="M
 class CreateSandboxRequest(WireModel):
     #: GitHub repository URL that the sandbox should hold.
     repoUrl: Annotated[
-        str, Says(wrong="repoUrl is required", missing="repoUrl is required", empty="repoUrl cannot be empty")
+        RepositoryUrlText,
+        Says(wrong="repoUrl is required", missing="repoUrl is required", empty="repoUrl cannot be empty"),
     ]
     #: Owning session. Without it, a one-shot sandbox is made that ends at its timeout.
     sessionId: str | None = None

@@ -7,14 +7,25 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from fermata.edges.http.context import CallerDep, FermataDep, SessionId
 from fermata.edges.http.door import Door, body
 from fermata.edges.http.errors import json_response
-from fermata.edges.http.validation import ABSENT, RequestModel, Says, UuidText, WireModel
+from fermata.edges.http.validation import (
+    ABSENT,
+    BRANCH_PATTERN,
+    OwnerText,
+    RepositoryText,
+    RepositoryUrlText,
+    RequestModel,
+    Says,
+    UuidText,
+    WireModel,
+    without_null_defaults,
+)
 from fermata.edges.http.wire import (
     OneSession,
     SessionAndChat,
@@ -37,6 +48,15 @@ TITLE_LIMIT = 1000
 LARGEST_INTEGER = 2**53 - 1
 
 
+def _describe_branch(schema: dict[str, Any]) -> None:
+    """What `branch` may be matters only where it is not ignored."""
+    without_null_defaults(schema)
+    new_branch = {"properties": {"isNewBranch": {"const": True}}, "required": ["isNewBranch"]}
+    schema["if"] = new_branch
+    schema["else"] = {"properties": {"branch": {"pattern": BRANCH_PATTERN}}}
+    schema["dependentRequired"] = {"repoOwner": ["repoName"], "repoName": ["repoOwner"]}
+
+
 class CreateSessionRequest(RequestModel):
     """All fields are optional, and so is the body.
 
@@ -45,13 +65,18 @@ class CreateSessionRequest(RequestModel):
     caller may use it.
     """
 
+    model_config = ConfigDict(json_schema_extra=_describe_branch)
+
     title: Annotated[str, Field(max_length=TITLE_LIMIT)] = ABSENT
     organizationId: Annotated[UuidText, Says(wrong="organizationId must be a valid UUID")] = ABSENT
     artistId: Annotated[UuidText, Says(wrong="artistId must be a valid UUID")] = ABSENT
-    repoOwner: Annotated[str, Says(wrong="Invalid repository owner")] = ABSENT
-    repoName: Annotated[str, Says(wrong="Invalid repository name")] = ABSENT
+    repoOwner: Annotated[OwnerText, Says(wrong="Invalid repository owner")] = ABSENT
+    repoName: Annotated[RepositoryText, Says(wrong="Invalid repository name")] = ABSENT
+    #: Ignored with `isNewBranch`, which makes up a new one.
     branch: str = ABSENT
-    cloneUrl: str = ABSENT
+    cloneUrl: Annotated[RepositoryUrlText, Says(wrong="cloneUrl must be a valid GitHub repository URL")] = (
+        ABSENT
+    )
     isNewBranch: bool = ABSENT
     sandboxType: Annotated[str, Says(wrong="Invalid sandbox type")] = ABSENT
 

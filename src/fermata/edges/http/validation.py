@@ -20,7 +20,7 @@ class WireModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-def _without_null_defaults(schema: dict[str, Any]) -> None:
+def without_null_defaults(schema: dict[str, Any]) -> None:
     for field in schema.get("properties", {}).values():
         if field.get("default", 0) is None:
             del field["default"]
@@ -29,7 +29,7 @@ def _without_null_defaults(schema: dict[str, Any]) -> None:
 class RequestModel(WireModel):
     """Base of every body. A field that may be left out has the default `ABSENT`."""
 
-    model_config = ConfigDict(json_schema_extra=_without_null_defaults)
+    model_config = ConfigDict(json_schema_extra=without_null_defaults)
 
 
 #: Reads as None. Not in the schema: a client leaves the field out, and null is refused like any wrong type.
@@ -56,6 +56,31 @@ _UUID = (
 UuidText = Annotated[
     str, Field(pattern=_UUID), WithJsonSchema({"type": "string", "format": "uuid", "pattern": _UUID})
 ]
+
+
+def described(pattern: str, **more: Any) -> WithJsonSchema:
+    """How a text that another room checks looks in the OpenAPI document."""
+    return WithJsonSchema({"type": "string", "pattern": pattern, **more})
+
+
+_OWNER = r"[A-Za-z0-9](-?[A-Za-z0-9]){0,38}"
+_NAME = r"(?!\.{1,2}$)(?!.*\.[gG][iI][tT]$)[A-Za-z0-9._-]{1,100}"
+
+OwnerText = Annotated[str, described(f"^{_OWNER}$", maxLength=39)]
+RepositoryText = Annotated[str, described(f"^{_NAME}$")]
+RepositoryUrlText = Annotated[
+    str,
+    Field(min_length=1),
+    described(
+        f"^https://github\\.com/{_OWNER}/(?!\\.{{1,2}}(/|$))(?!\\.git(/|$))(?!.*\\.git\\.git)[A-Za-z0-9._-]{{1,96}}/?$",
+        format="uri",
+    ),
+]
+#: As git has it: `git check-ref-format --branch`, and no full object id.
+BRANCH_PATTERN = (
+    r"^(?![-/.])(?!.*(\.\.|@\{|//|/\.|\.lock(/|$)))(?!(HEAD|@|[0-9a-f]{40}|[0-9a-f]{64})$)"
+    r"[^\x00-\x20\x7f~^:?*\[\\]{0,239}[^\x00-\x20\x7f~^:?*\[\\/.]$"
+)
 
 
 _JSON_NAMES: dict[Any, str] = {
