@@ -27,6 +27,7 @@ from fermata.kit.errors import SettingsError
 from fermata.kit.ids import new_id
 from fermata.kit.settings import Settings
 from fermata.kit.sqlite import SqliteDatabase
+from fermata.runs.contract import Handler
 from fermata.runs.service import RunService
 from fermata.runs.worker import Worker
 from fermata.sandboxes.contract import Limits, NetworkPolicy, ProviderReport, SandboxProvider
@@ -172,11 +173,7 @@ def _build(
         clock=clock,
         lease=settings.lease,
         handlers=[
-            Provision(sandboxes=sandboxes, runs=runs, boot=boot),
-            Hibernate(sandboxes=sandboxes),
-            Timers(runs=runs),
-            Destroy(sandboxes=sandboxes),
-            BaseSnapshot(sandboxes=sandboxes, workspaces=workspaces, boot=boot),
+            *_sandbox_handlers(sandboxes, workspaces, runs, boot),
             TurnHandler(
                 at_once=settings.runs_at_once,
                 catalogue=catalogue,
@@ -218,6 +215,18 @@ def _build(
         base=base,
         report=report,
     )
+
+
+def _sandbox_handlers(
+    sandboxes: SandboxService, workspaces: WorkspaceService, runs: RunService, boot: Boot
+) -> list[Handler]:
+    return [
+        Provision(sandboxes=sandboxes, runs=runs, boot=boot),
+        Hibernate(sandboxes=sandboxes),
+        Timers(runs=runs),
+        Destroy(sandboxes=sandboxes),
+        BaseSnapshot(sandboxes=sandboxes, workspaces=workspaces, boot=boot),
+    ]
 
 
 def _limits(settings: Settings) -> Limits:

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from contextlib import suppress
 
 import structlog
 
@@ -20,8 +19,7 @@ async def work(settings: Settings) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        with suppress(NotImplementedError):
-            loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, ended.set)
     async with open_fermata(settings) as fermata:
         log.info("worker ready", owner=fermata.worker.owner)
         await ended.wait()
