@@ -80,6 +80,10 @@ class EgressProxy:
             if sandbox not in self._servers or len(self._tasks[sandbox]) >= 2 * self._connections_at_most:
                 writer.transport.abort()
                 return
+            if sock.family != socket.AF_UNIX:
+                # Left to itself the kernel holds the end of an answer back until its start is acknowledged.
+                connection = writer.get_extra_info("socket")
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             tasks = self._tasks[sandbox]
             task = asyncio.get_running_loop().create_task(self._converse(reader, writer, sandbox))
             tasks.add(task)

@@ -52,7 +52,7 @@ async def pulse_begins(box: Sandbox, path: str = "pulse") -> None:
 async def has_pulse(box: Sandbox, path: str = "pulse") -> bool:
     """Whether the process that writes `path` is alive."""
     before = await size_of(box, path)
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.25)
     return await size_of(box, path) > before
 
 
