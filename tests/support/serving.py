@@ -17,6 +17,7 @@ from fermata.accounts.model import Account
 from fermata.edges.http.app import App, create_app
 from fermata.kit.settings import load_settings
 from fermata.sandboxes.providers.memory import MemoryProvider
+from fermata.turns.llms.catalogue import Catalogue
 from fermata.wiring import Fermata, open_fermata
 
 
@@ -97,7 +98,11 @@ class Served:
 
 @asynccontextmanager
 async def serve(
-    data_dir: Path, *, database_url: str | None = None, **settings: str
+    data_dir: Path,
+    *,
+    database_url: str | None = None,
+    catalogue: Catalogue | None = None,
+    **settings: str,
 ) -> AsyncIterator[Served]:
     """A server on a free port. Sandboxes start only when asked for, unless `orchestrator` says otherwise."""
     environment = {"FERMATA_DATA_DIR": str(data_dir), "FERMATA_ORCHESTRATOR": "false"}
@@ -105,7 +110,7 @@ async def serve(
     if database_url is not None:
         environment["FERMATA_DATABASE_URL"] = database_url
     provider = MemoryProvider(data_dir / "sandboxes")
-    async with open_fermata(load_settings(environment), provider=provider) as fermata:
+    async with open_fermata(load_settings(environment), provider=provider, catalogue=catalogue) as fermata:
         app = create_app(fermata)
         async with listen(app) as url, aiohttp.ClientSession() as http:
             yield Served(fermata, app, url, http)

@@ -1,0 +1,108 @@
+"""Chats of the published npm packages, each version in a node process of its own."""
+
+import asyncio
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: A longest answer of a process: the messages of a chat.
+LINE_LIMIT = 16 << 20
+#: No chat of a test takes so long; one that does will never end.
+ANSWER_SECONDS = 20
+_BLOCK = re.compile(r"```js\n// (?P<name>[a-z-]+\.js)\n(?P<code>.*?)```", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Packages:
+    """Directories under `node_modules` that stand where a page would have `ai` and `@workflow/ai`."""
+
+    ai: str
+    workflow: str
+
+    def __str__(self) -> str:
+        return f"{self.ai} with {self.workflow}"
+
+
+def documented_blocks(page: Path) -> dict[str, str]:
+    """The blocks of a documentation page, by the file name in their first line."""
+    text = page.read_text(encoding="utf-8")
+    blocks = {match["name"]: match["code"] for match in _BLOCK.finditer(text)}
+    assert len(blocks) == text.count("```js\n"), "a block without a file name would not be run"
+    return blocks
+
+
+def lay_out(tree: Path, scripts: Path, page: Path, packages: Packages) -> None:
+    """A directory as a page's own would be: its packages, the documented blocks, and our script."""
+    installed = scripts.parent / "node_modules"
+    modules = tree / "node_modules"
+    (modules / "@workflow").mkdir(parents=True)
+    for package in installed.iterdir():
+        if package.name not in ("ai", "@workflow") and not package.name.startswith("."):
+            (modules / package.name).symlink_to(package)
+    for package in (installed / "@workflow").iterdir():
+        if package.name != "ai":
+            (modules / "@workflow" / package.name).symlink_to(package)
+    (modules / "ai").symlink_to(installed / packages.ai)
+    # A copy, so that it finds the `ai` of this directory.
+    shutil.copytree(installed / packages.workflow, modules / "@workflow" / "ai")
+    (tree / "package.json").write_text('{"type": "module"}')
+    for name, code in documented_blocks(page).items():
+        (tree / name).write_text(code, encoding="utf-8")
+    shutil.copy(scripts / "chat.mjs", tree)
+
+
+@dataclass
+class NodeClients:
+    """The chats of one process. Answers come when they are ready, so many may be asked at once."""
+
+    process: asyncio.subprocess.Process
+    _waiting: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    _count: int = 0
+
+    async def ask(self, verb: str, **options: Any) -> dict[str, Any]:
+        self._count += 1
+        number = self._count
+        self._waiting[number] = asyncio.get_running_loop().create_future()
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"id": number, "verb": verb, **options}).encode() + b"\n")
+        await self.process.stdin.drain()
+        async with asyncio.timeout(ANSWER_SECONDS):
+            answer = await self._waiting[number]
+        del self._waiting[number]
+        assert "thrown" not in answer, answer["thrown"]
+        return answer
+
+    async def read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            answer = json.loads(line)
+            self._waiting[answer["id"]].set_result(answer)
+        for waiting in self._waiting.values():
+            waiting.set_exception(EOFError("the node process has ended"))
+
+
+@asynccontextmanager
+async def node_clients(tree: Path) -> AsyncIterator[NodeClients]:
+    process = await asyncio.create_subprocess_exec(
+        "node",
+        "chat.mjs",
+        cwd=tree,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=LINE_LIMIT,
+    )
+    clients = NodeClients(process)
+    reading = asyncio.create_task(clients.read())
+    try:
+        yield clients
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        await reading
