@@ -142,7 +142,7 @@ class ClaimsWallsItDoesNotHave(Faulty):
 FAULTS: dict[type[SandboxProvider], str] = {
     LeavesCancelledCommandsRunning: "test_a_cancelled_exec_takes_all_that_it_started_with_it",
     IgnoresTheOutputLimit: "test_output_over_the_limit_keeps_its_head_and_tail[1000]",
-    GivesAStatusAtTheTimeLimit: "test_at_the_time_limit_everything_it_started_is_killed_and_its_output_returned",
+    GivesAStatusAtTheTimeLimit: "test_the_time_limit_kills_everything_and_returns_its_output",
     WritesInPlace: "test_a_reader_sees_the_old_content_or_the_new",
     TellsPathsOfTheHost: "test_what_is_no_regular_file_cannot_be_read['missing']",
     CreatesOverWhatExists: "test_creating_an_existing_name_is_refused_and_changes_nothing[running]",
