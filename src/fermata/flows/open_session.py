@@ -164,8 +164,8 @@ class OpenSession:
         branch = wanted.branch
         title = (wanted.title or "").strip()
         if not title:
-            # Two at once would choose the same free title.
-            accounts.lock_account(connection, caller.account_id)
+            if connection.dialect_name == "postgresql":  # two at once would choose the same free title
+                accounts.lock_account(connection, caller.account_id)
             title = choose_title(connection, caller.account_id)
         if wanted.is_new_branch:
             account = accounts.find_account(connection, caller.account_id)

@@ -26,22 +26,21 @@ CITIES: tuple[str, ...] = tuple(
     """.replace("\n", " ").split(",")
 )
 
-#: Cities that are tried before we look more closely.
-GUESSES = 4
+#: Prime, so that steps of this length visit every city, and not its neighbours first.
+_STRIDE = 61
 
 
 def choose_title(connection: Connection, account_id: str) -> str:
     """A free city; once all are taken, a city and the next number. Costs a few lookups, however many
-    sessions the account has."""
-    city = CITIES[0]
-    for _ in range(GUESSES):
-        city = secrets.choice(CITIES)
-        if not store.is_title_taken(connection, account_id, city):
-            return city
+    sessions the account has, and one for each city while the last of them are given away."""
+    start = secrets.randbelow(len(CITIES))
+    city = CITIES[start]
+    if not store.is_title_taken(connection, account_id, city):
+        return city
     numbered = store.count_titles_after(connection, account_id, city)
     if numbered == 0:  # perhaps not all are taken yet
-        start = secrets.randbelow(len(CITIES))
-        for name in CITIES[start:] + CITIES[:start]:
+        for step in range(1, len(CITIES)):
+            name = CITIES[(start + step * _STRIDE) % len(CITIES)]
             if not store.is_title_taken(connection, account_id, name):
                 return name
     number = numbered + 2

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from fermata import __version__
@@ -66,6 +66,11 @@ class App(FastAPI):
         )
         for router in _ROUTERS:
             self.router.routes.extend(router.routes)
+        self._static: dict[str, list[BaseRoute]] = {}
+        self._dynamic: list[BaseRoute] = []
+        for route in self.router.routes:
+            path = getattr(route, "path", "{")
+            (self._dynamic if "{" in path else self._static.setdefault(path, [])).append(route)
         self.fermata = fermata
         #: Set when the server is asked to end: `/healthz` then sends balancers elsewhere.
         self.draining = False
@@ -101,12 +106,13 @@ class App(FastAPI):
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
         if method != "OPTIONS":
-            for route in self.router.routes:
-                match, found = route.matches(scope)
-                if match is Match.FULL:
-                    scope.update(found)
-                    await route.handle(scope, receive, send)
-                    return
+            for routes in (self._static.get(scope["path"], ()), self._dynamic):
+                for route in routes:
+                    match, found = route.matches(scope)
+                    if match is Match.FULL:
+                        scope.update(found)
+                        await route.handle(scope, receive, send)
+                        return
         await self._answer_unmatched(scope)(scope, receive, send)
 
     def _answer_unmatched(self, scope: Scope) -> Response:
