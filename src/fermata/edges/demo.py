@@ -149,17 +149,19 @@ async def _turn(
 
 
 async def _answer(client: Client, session: dict[str, Any], chat: dict[str, Any], text: str) -> str:
-    pieces: list[str] = []
+    texts: list[str] = []
     async for chunk in client.chat(session["id"], chat["id"], text):
+        if chunk["type"] == "text-start":
+            texts.append("")
         if chunk["type"] == "text-delta":
-            pieces.append(chunk["delta"])
+            texts[-1] += chunk["delta"]
         if chunk["type"] == "error":
             raise DemoFailedError(chunk["errorText"])
-    return "".join(pieces)
+    return "\n".join(texts)
 
 
 def _text_of(parts: list[dict[str, Any]]) -> str:
-    return "".join(part["text"] for part in parts if part["type"] == "text")
+    return "\n".join(part["text"] for part in parts if part["type"] == "text")
 
 
 def _push_history(home: Path, remote: str, key: str) -> None:

@@ -4,13 +4,18 @@ Neither way gives the sandbox a credential: the server reads the repository and 
 """
 
 import hashlib
-import shlex
 from datetime import timedelta
 
 import structlog
 
 from fermata.accounts.service import AccountService
-from fermata.kit.errors import NotFoundError, RepositoryError, SandboxExistsError, SandboxGoneError
+from fermata.kit.errors import (
+    NotFoundError,
+    RepositoryError,
+    SandboxExistsError,
+    SandboxGoneError,
+    SandboxPathError,
+)
 from fermata.runs.service import RunService
 from fermata.sandboxes.contract import Sandbox, SandboxProvider
 from fermata.sandboxes.model import SandboxRecord
@@ -32,7 +37,11 @@ trap 'rm -f /tmp/workspace.bundle' EXIT
 cat > /tmp/workspace.bundle
 git clone --quiet --branch "$2" /tmp/workspace.bundle .
 git remote set-url origin "$1"
+git config include.path fermata-author
 """
+
+#: Included by `.git/config`, so that a session's author is one file to write and no command to run.
+_AUTHOR = ".git/fermata-author"
 
 
 class Boot:
@@ -95,24 +104,24 @@ class Boot:
     async def _check_out(
         self, sandbox: Sandbox, record: SandboxRecord, name: RepositoryName, head: Head
     ) -> str:
-        """Set the author of commits and check out the session's branch, in one command."""
+        """Set the author of commits and check out the session's branch."""
         account = await self._accounts.get_account(record.account_id)
         author = _config_value(account.name or record.account_id)
         mail = _config_value(f"{record.account_id}@users.noreply.fermata.dev")
-        section = shlex.quote(f"[user]\n\tname = {author}\n\temail = {mail}\n")
-        script = [f"printf %s {section} >> .git/config"]
+        await sandbox.write_file(_AUTHOR, f"[user]\n\tname = {author}\n\temail = {mail}\n".encode())
         branch = record.branch or head.branch
         if record.is_new_branch:
-            script.append(f"git checkout --quiet -b {shlex.quote(branch)}")
+            await self._git(sandbox, name, branch, "-b", branch)
         elif branch != head.branch:
             await self._require_branch(name, branch)
-            quoted = shlex.quote(branch)
-            script.append(f"git checkout --quiet --track -B {quoted} {shlex.quote(f'origin/{branch}')}")
-        done = await sandbox.exec(["sh", "-c", " && ".join(script)], time_limit_for=CLONE_LIMIT)
+            await self._git(sandbox, name, branch, "--track", "-B", branch, f"origin/{branch}")
+        return branch
+
+    async def _git(self, sandbox: Sandbox, name: RepositoryName, branch: str, *arguments: str) -> None:
+        done = await sandbox.exec(["git", "checkout", "--quiet", *arguments], time_limit_for=CLONE_LIMIT)
         if done.exit_code != 0:
             log.warning("checkout failed", repository=str(name), stderr=done.stderr.decode(errors="replace"))
             raise RepositoryError(f"The branch {branch} of {name} could not be checked out.")
-        return branch
 
     async def _require_branch(self, name: RepositoryName, branch: str) -> None:
         try:
@@ -122,8 +131,12 @@ class Boot:
 
     async def current_branch(self, sandbox: Sandbox) -> str | None:
         """The branch that is checked out in the workspace, None when there is none or no repository."""
-        done = await sandbox.exec(["git", "symbolic-ref", "--quiet", "--short", "HEAD"])
-        return done.stdout.decode(errors="replace").strip() or None if done.exit_code == 0 else None
+        try:
+            head = await sandbox.read_file(".git/HEAD", limit=1000)
+        except SandboxPathError:
+            return None
+        _, found, branch = head.decode(errors="replace").strip().partition("ref: refs/heads/")
+        return branch if found else None
 
 
 def _repository(record: SandboxRecord) -> RepositoryName | None:

@@ -76,7 +76,8 @@ class SandboxFlow:
         if session.status is SessionStatus.ARCHIVED:
             raise ConflictError(ARCHIVED)
         await self.ensure(record.id)
-        await self._database.write(lambda connection: self._sandboxes.touch(connection, record.id))
+        if record.state is _S.ACTIVE:  # otherwise its activation has just set the timers
+            await self._database.write(lambda connection: self._sandboxes.touch(connection, record.id))
         return await self._started(record.id)
 
     async def start_alone(self, caller: Caller, repo_url: str) -> Started:
