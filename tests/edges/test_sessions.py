@@ -347,3 +347,25 @@ async def test_a_deleted_session_is_gone_with_its_chats_and_its_sandbox(served: 
             lambda connection: sandboxes.find(connection, f"session-{session['id']}")
         ):
             await asyncio.sleep(0.02)
+
+
+async def test_an_archived_machine_sleeps_and_comes_back_with_its_files(served: Served) -> None:
+    ada = await served.client()
+    session = await ada.open()
+    path = f"/api/sessions/{session['id']}"
+    wake = {"repoUrl": session["cloneUrl"], "sessionId": session["id"]}
+    assert (await ada.post("/api/sandbox", wake)).status == 200
+    running = (await ada.get(path)).json["session"]
+    assert running["lifecycleState"] == "active"
+    assert set(running["sandboxState"]) == {"type", "sandboxName", "expiresAt"}
+    archived = (await ada.patch(path, {"status": "archived"})).json["session"]
+    assert archived["lifecycleState"] == "archived"
+    assert archived["sandboxState"] == {"type": "memory", "sandboxName": f"session-{session['id']}"}
+    assert (await ada.post("/api/sandbox", wake)).status == 409
+    async with asyncio.timeout(10):
+        while (back := await ada.patch(path, {"status": "running"})).status == 409:
+            assert back.error == "Sandbox is still being paused, try again in a few seconds."
+            await asyncio.sleep(0.02)
+    assert back.json["session"]["lifecycleState"] == "hibernated"
+    assert (await ada.post("/api/sandbox", wake)).status == 200
+    assert (await ada.get(path)).json["session"]["lifecycleState"] == "active"
