@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 import pytest
 from tests.support.serving import Client, Served
@@ -43,7 +44,10 @@ async def test_a_client_may_bring_the_id_of_a_new_chat(served: Served) -> None:
     assert (await ada.post(path, {"id": first})).json["chat"]["id"] == first
     stolen = await ada.post(other_path, {"id": first})
     assert (stolen.status, stolen.error) == (409, "Chat ID conflict")
-    for wrong in ("", 5, None, "x" * 129):
+    odd = "Ünï codé?#%2F&\n"
+    assert (await ada.post(path, {"id": odd})).json["chat"]["id"] == odd
+    assert (await ada.get(f"{path}/{quote(odd, safe='')}")).json["chat"]["id"] == odd
+    for wrong in ("", 5, None, "x" * 129, "a/b", ".", ".."):
         refused = await ada.post(path, {"id": wrong})
         assert (refused.status, refused.error) == (400, "Invalid chat id")
     for body in (b"{", b"[]", b"null", b""):

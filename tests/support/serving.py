@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import orjson
 import uvicorn
+from yarl import URL
 
 from fermata.accounts.model import Account
 from fermata.edges.http.app import App, create_app
@@ -56,7 +57,7 @@ class Client:
         sent = {"x-api-key": self.key} if self.key else {}
         data = None if body is None else io.BytesIO(body if isinstance(body, bytes) else orjson.dumps(body))
         async with self.http.request(
-            method, self.url + path, data=data, headers={**sent, **(headers or {})}
+            method, URL(self.url + path, encoded=True), data=data, headers={**sent, **(headers or {})}
         ) as response:
             return Answer(response.status, response.headers, await response.read())
 

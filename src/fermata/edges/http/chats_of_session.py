@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from fermata.edges.http.context import CallerDep, ChatId, FermataDep, SessionId
@@ -28,8 +28,20 @@ PATH = "/api/sessions/{sessionId}/chats"
 TEXT_LIMIT = 1000
 
 
+def _usable_in_a_path(text: str) -> str:
+    if text in (".", ".."):
+        raise ValueError("Invalid chat id")
+    return text
+
+
 class CreateChatRequest(RequestModel):
-    id: Annotated[str, Field(min_length=1, max_length=ID_LIMIT), Says(wrong="Invalid chat id")] = ABSENT
+    #: Must fit into a path: no slash, and neither of the two names that paths reserve.
+    id: Annotated[
+        str,
+        Field(min_length=1, max_length=ID_LIMIT, pattern=r"^[^/]+$"),
+        AfterValidator(_usable_in_a_path),
+        Says(wrong="Invalid chat id"),
+    ] = ABSENT
 
 
 class ChangeChatRequest(RequestModel):
