@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import pytest_asyncio
-from tests.support.cutting_proxy import CuttingProxy, cutting_proxy, random_cuts
+from tests.support.cutting_proxy import Cut, CuttingProxy, End, cutting_proxy, random_cuts
 from tests.support.databases import Databases
 from tests.support.node_clients import NodeClients, Packages, lay_out, node_clients
 from tests.support.serving import Client, Served, serve
 
+from fermata.kit.errors import ModelError
 from fermata.testing.scripted_llm import Gate, Script, ScriptedLlm, asks, ends, says
 from fermata.turns.llms.catalogue import Catalogue
 from fermata.turns.model import (
@@ -38,6 +40,10 @@ COMBINATIONS = [Packages(ai, workflow) for ai in ("ai", "ai7") for workflow in W
 
 every_version = pytest.mark.parametrize("packages", VERSIONS, ids=str)
 every_combination = pytest.mark.parametrize("packages", COMBINATIONS, ids=str)
+
+
+def user_message(text: str) -> dict[str, Any]:
+    return {"id": "m1", "role": "user", "parts": [{"type": "text", "text": text}]}
 
 
 class Pause(Gate):
@@ -111,6 +117,18 @@ class House:
     proxy: CuttingProxy
     ada: Client
     catalogue: ScriptedCatalogue
+    _ended: "Ended | None" = None
+
+    async def ended_turn(self) -> "Ended":
+        """One that has done all of `WORK`; every test that asks gets the same."""
+        if self._ended is None:
+            chat = await self.open_chat()
+            body = {"sessionId": chat.session_id, "chatId": chat.id, "messages": [user_message("Work")]}
+            answer = await self.ada.post("/api/chat", body)
+            data = [line[6:] for line in answer.raw.decode().split("\n") if line.startswith("data: {")]
+            run_id = answer.headers["x-workflow-run-id"]
+            self._ended = Ended(chat, run_id, [orjson.loads(line) for line in data], len(answer.raw))
+        return self._ended
 
     async def open_chat(self, *scripts: Script) -> "Chat":
         """A new chat in a new session, whose model follows the scripts."""
@@ -122,6 +140,17 @@ class House:
             changed = await self.ada.patch(chat.path, {"modelId": name})
             assert changed.status == 200, changed.raw
         return chat
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A turn that has ended, and its stream."""
+
+    chat: "Chat"
+    run_id: str
+    chunks: list[dict[str, Any]]
+    #: Bytes of its stream over HTTP, about.
+    size: int
 
 
 @dataclass
@@ -218,10 +247,10 @@ async def whole_again(house: House) -> AsyncIterator[None]:
 
 @every_combination
 @pytest.mark.parametrize("transport", ["documented", "documented-workflow"])
-@pytest.mark.parametrize("seed", [1, 2])
 async def test_a_turn_that_is_cut_while_it_runs_ends_with_the_stored_message(
-    house: House, node: NodeClients, transport: str, seed: int
+    house: House, node: NodeClients, transport: str, packages: Packages
 ) -> None:
+    seed = COMBINATIONS.index(packages)
     chat = await house.open_chat()
     viewer = await chat.view(node, transport)
     house.proxy.plan(random_cuts(seed, number=7, longest=30_000))
@@ -230,3 +259,179 @@ async def test_a_turn_that_is_cut_while_it_runs_ends_with_the_stored_message(
     assert (seen["status"], seen.get("error")) == ("ready", None)
     assert seen["messages"] == await chat.stored()
     assert [message["role"] for message in seen["messages"]] == ["user", "assistant"]
+    assert house.proxy.made > 0
+
+
+@every_combination
+async def test_a_turn_that_has_ended_is_whole_wherever_its_stream_is_cut(
+    house: House, node: NodeClients, packages: Packages
+) -> None:
+    ended = await house.ended_turn()
+    question, answer = await ended.chat.stored()
+    # Each combination cuts at other bytes, and together they reach every region of the answer.
+    first = 97 * COMBINATIONS.index(packages)
+    for number, after in enumerate(range(first, ended.size, ended.size // 24)):
+        transport = ("documented-workflow", "bare-workflow")[number % 2]
+        end = (End.CLOSE, End.RESET)[number // 2 % 2]
+        viewer = await ended.chat.view(
+            node, transport, f"{packages}{number}", messages=[question], runId=ended.run_id
+        )
+        house.proxy.plan([Cut(after, end)] if number % 3 else [Cut(after, end), Cut(after // 2, end)])
+        await viewer.ask("resume")
+        seen = await viewer.ask("resumeWhileCut")
+        assert seen["messages"] == [question, answer], (transport, after, end, seen["error"])
+        assert seen["status"] == "ready"
+
+
+@every_combination
+async def test_a_negative_start_counts_from_the_end_also_after_a_cut(
+    house: House, node: NodeClients, packages: Packages
+) -> None:
+    ended = await house.ended_turn()
+    question, answer = await ended.chat.stored()
+    chunks = ended.chunks
+    steps = [index for index, chunk in enumerate(chunks) if chunk["type"] == "start-step"]
+    starts = [index for index, part in enumerate(answer["parts"]) if part["type"] == "step-start"]
+
+    async def last(number: int, *cuts: Cut) -> dict[str, Any]:
+        viewer = await ended.chat.view(
+            node,
+            "bare-workflow",
+            f"{packages}-{number}{cuts}",
+            messages=[question],
+            runId=ended.run_id,
+            initialStartIndex=-number,
+        )
+        house.proxy.plan(cuts)
+        return await viewer.ask("resume")
+
+    for number in (len(chunks), len(chunks) + 1000):
+        assert (await last(number))["messages"] == [question, answer]
+        assert (await last(number, Cut(9_000)))["messages"] == [question, answer]
+    for cuts in ([], [Cut(2_000)], [Cut(2_500), Cut(700)]):
+        window = await last(len(chunks) - steps[-1], *cuts)
+        assert window["status"] == "ready"
+        assert window["messages"][1]["parts"] == answer["parts"][starts[-1] :]
+    newest_delta = max(index for index, chunk in enumerate(chunks) if chunk["type"] == "text-delta")
+    within_a_part = await last(len(chunks) - newest_delta)
+    if packages.workflow == "workflow-ai-4":
+        assert within_a_part["status"] == "ready"
+    else:  # as the page says
+        assert "missing text part" in within_a_part["error"]
+
+
+async def test_the_tail_index_tells_where_a_negative_start_begins_while_the_turn_grows(house: House) -> None:
+    chat = await house.open_chat()
+    key = {"x-api-key": str(house.ada.key)}
+    body = {"sessionId": chat.session_id, "chatId": chat.id, "messages": [user_message("Work")]}
+    asked = asyncio.create_task(house.ada.post("/api/chat", body))
+    windows = 0
+    while not asked.done():
+        url = f"{house.served.url}/api/chat/{chat.id}/stream?startIndex=-2"
+        async with house.served.http.get(url, headers=key) as response:
+            if response.status != 200:
+                await asyncio.sleep(0)
+                continue
+            tail = int(response.headers["x-workflow-stream-tail-index"])
+            first = await response.content.readline()
+            assert first == f"id: {max(0, tail - 1)}\n".encode()
+            windows += 1
+    assert windows > 5
+
+
+@every_version
+@pytest.mark.parametrize("transport", ["bare", "documented"])
+async def test_a_dropped_connection_is_resumed_by_the_id_of_its_chat(
+    house: House, node: NodeClients, transport: str
+) -> None:
+    gate = Gate()
+    chat = await house.open_chat([*says("Half of ", "it"), gate, *says(" and the rest.", part="1"), ends()])
+    viewer = await chat.view(node, transport)
+    sending = asyncio.create_task(viewer.ask("send", text="Go on", messageId="m1"))
+    await viewer.when(has_text("it"))
+    house.proxy.cut_now()
+    cut = await sending
+    assert cut["status"] == "error"
+    assert cut["error"].startswith("TypeError")
+    resuming = asyncio.create_task(viewer.ask("resume"))
+    await viewer.when(lambda seen: seen["status"] == "streaming")
+    gate.open()
+    seen = await resuming
+    assert (seen["status"], seen["messages"]) == ("ready", await chat.stored())
+
+
+@every_version
+async def test_a_chat_where_nothing_runs_has_nothing_to_resume(house: House, node: NodeClients) -> None:
+    chat = await house.open_chat([*says("Hello."), ends()])
+    viewer = await chat.view(node, "bare")
+    empty = await viewer.ask("resume")
+    assert (empty["status"], empty.get("error"), empty["messages"]) == ("ready", None, [])
+    sent = await viewer.ask("send", text="Hi", messageId="m1")
+    after = await viewer.ask("resume")
+    assert (after["status"], after.get("error")) == ("ready", None)
+    assert after["messages"] == sent["messages"] == await chat.stored()
+
+
+@every_combination
+@pytest.mark.parametrize("transport", ["documented", "documented-workflow"])
+async def test_a_stopped_turn_keeps_what_it_said_and_the_next_message_is_answered(
+    house: House, node: NodeClients, transport: str
+) -> None:
+    chat = await house.open_chat([*says("Half of ", "it")[:-1], Gate()])
+    viewer = await chat.view(node, transport)
+    sending = asyncio.create_task(viewer.ask("send", text="Go on", messageId="m1"))
+    await viewer.when(has_text("it"))
+    await viewer.ask("stop", **viewer.door)
+    stopped = await sending
+    assert (stopped["status"], stopped["messages"]) == ("ready", await chat.stored())
+    house.catalogue.models[f"scripted/{chat.id}"] = ScriptedLlm([*says("Second."), ends()])
+    second = await viewer.ask("send", text="And now?", messageId="m2")
+    assert (second["status"], second["messages"]) == ("ready", await chat.stored())
+    assert [message["role"] for message in second["messages"]] == ["user", "assistant"] * 2
+    again = await viewer.ask("regenerate")
+    assert (again["status"], again["messages"]) == ("ready", await chat.stored())
+    assert again["messages"][3]["id"] != second["messages"][3]["id"]
+
+
+@every_version
+async def test_a_second_viewer_sees_the_same_turn_and_leaves_without_ending_it(
+    house: House, node: NodeClients
+) -> None:
+    gate = Gate()
+    chat = await house.open_chat([*says("Half of ", "it")[:-1], gate, *says("the rest.", part="1"), ends()])
+    first = await chat.view(node, "documented")
+    sending = asyncio.create_task(first.ask("send", text="Go on", messageId="m1"))
+    await first.when(has_text("it"))
+    loaded = (await house.ada.get(chat.path)).json
+    active = loaded["chat"]["activeStreamId"]
+    others = [
+        await chat.view(node, transport, transport, messages=loaded["messages"], runId=run_id)
+        for transport, run_id in [("bare", None), ("bare-workflow", None), ("documented-workflow", active)]
+    ]
+    resuming = [asyncio.create_task(viewer.ask("resume")) for viewer in others]
+    leaving = await chat.view(node, "bare", "leaving", messages=loaded["messages"])
+    left = asyncio.create_task(leaving.ask("resume"))
+    for viewer in (*others, leaving):
+        await viewer.when(has_text("it"))
+    await leaving.ask("detach")
+    assert (await left)["status"] == "ready"
+    busy = await leaving.ask("send", text="Something else", messageId="m2")
+    assert "Another workflow is already running for this chat" in busy["error"]
+    gate.open()
+    stored = await chat.stored()
+    for seen in [await sending, *[await task for task in resuming]]:
+        assert (seen["status"], seen["messages"]) == ("ready", stored)
+
+
+@every_combination
+@pytest.mark.parametrize("transport", ["documented", "documented-workflow"])
+async def test_a_turn_that_fails_tells_why_and_ends_with_the_stored_message(
+    house: House, node: NodeClients, transport: str
+) -> None:
+    chat = await house.open_chat([*says("Half of ", "it")[:-1], ModelError("The vendor is away.")])
+    viewer = await chat.view(node, transport)
+    house.proxy.plan([Cut(1_100), Cut(500)])
+    await viewer.ask("send", text="Go on", messageId="m1")
+    seen = await viewer.ask("resumeWhileCut")
+    assert (seen["status"], seen["error"]) == ("error", "Error: The vendor is away.")
+    assert seen["messages"] == await chat.stored()

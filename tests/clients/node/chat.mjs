@@ -41,7 +41,7 @@ function bareTransport({ url, key, sessionId }) {
   });
 }
 
-function bareWorkflowTransport({ url, key, sessionId, ...options }) {
+function bareWorkflowTransport({ url, key, sessionId, runId, ...options }) {
   return new WorkflowChatTransport({
     api: `${url}/api/chat`,
     ...options,
@@ -49,7 +49,10 @@ function bareWorkflowTransport({ url, key, sessionId, ...options }) {
       headers: { "content-type": "application/json", "x-api-key": key },
       body: { chatId: id, sessionId, messages },
     }),
-    prepareReconnectToStreamRequest: ({ api }) => ({ api, headers: { "x-api-key": key } }),
+    prepareReconnectToStreamRequest: ({ api }) => ({
+      api: runId ? `${url}/api/chat/${runId}/stream` : api,
+      headers: { "x-api-key": key },
+    }),
   });
 }
 

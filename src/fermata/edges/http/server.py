@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -22,6 +23,11 @@ log = structlog.get_logger()
 
 #: After this, connections that are still open at the end are cut.
 DRAIN_SECONDS = 3
+
+
+def _is_no_cut_stream(record: logging.LogRecord) -> bool:
+    """Streams that go on are cut on purpose (see `sse`); uvicorn takes that for an error."""
+    return record.msg != "ASGI callable returned without completing response."
 
 
 class Server(uvicorn.Server):
@@ -76,6 +82,7 @@ async def _serve(settings: Settings, **doubles: Any) -> None:
             lifespan="off",
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cut_stream)
         server = Server(config, app)
         listener.listen(config.backlog)  # so that whoever reads the greeting can connect
         _greet(settings, fermata, listener.getsockname()[1])

@@ -6,11 +6,14 @@ comes back with the number of chunks it has, or with `Last-Event-ID`.
 """
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from starlette.types import Send
 
-from fermata.kit.errors import InvalidRequestError
+from fermata.kit.errors import InvalidRequestError, NotFoundError
+from fermata.stream.model import decide_start
 from fermata.stream.service import StreamService
 
 _HEADERS = {
@@ -33,15 +36,36 @@ def read_start(request: Request, start_index: int | None) -> int:
     return int(last) + 1
 
 
+class _UnfinishedError(Exception):
+    """The stream goes on, and this server will not send the rest of it."""
+
+
+class _EventStream(StreamingResponse):
+    """An answer that is cut when its stream has not ended, as when the server is told to stop.
+
+    To clients an answer that ends properly is a turn that has ended: they would keep half a message for the
+    whole. So the last frame of HTTP is left out, and the server closes the connection.
+    """
+
+    async def stream_response(self, send: Send) -> None:
+        with suppress(_UnfinishedError):
+            await super().stream_response(send)
+
+
 async def stream_response(stream: StreamService, run_id: str, start: int = 0) -> StreamingResponse:
-    """The chunks of a run from `start` until it has ended. A client that goes away only detaches itself."""
+    """The chunks of a run from `start` until it has ended. A client that goes away only detaches itself.
+
+    A negative `start` is resolved against the same end that the header tells, so that clients can compute
+    the index of the first chunk they get.
+    """
     state = await stream.state(run_id)
     headers = {
         **_HEADERS,
         "x-workflow-run-id": run_id,
         "x-workflow-stream-tail-index": str(state.length - 1),
     }
-    return StreamingResponse(_events(stream, run_id, start), headers=headers, media_type="text/event-stream")
+    events = _events(stream, run_id, decide_start(start, state.length))
+    return _EventStream(events, headers=headers, media_type="text/event-stream")
 
 
 async def _events(stream: StreamService, run_id: str, start: int) -> AsyncIterator[bytes]:
@@ -51,5 +75,13 @@ async def _events(stream: StreamService, run_id: str, start: int) -> AsyncIterat
             continue
         numbered = enumerate(batch.lines, batch.first)
         yield "".join([f"id: {index}\ndata: {line}\n\n" for index, line in numbered]).encode()
-    if (await stream.state(run_id)).closed:
-        yield _DONE
+    if not await _has_ended(stream, run_id):
+        raise _UnfinishedError
+    yield _DONE
+
+
+async def _has_ended(stream: StreamService, run_id: str) -> bool:
+    try:
+        return (await stream.state(run_id)).closed
+    except NotFoundError:  # deleted with its chat
+        return False
