@@ -3,8 +3,7 @@
 import asyncio
 import re
 
-import pytest
-from tests.support.serving import Served
+from tests.support.serving import Client, Served
 
 from fermata.sandboxes import store as sandboxes
 
@@ -30,9 +29,16 @@ OLD_BODY = {
 }
 
 
-@pytest.mark.parametrize("body", [None, b"", b"  \n", {}, {"title": "New form"}, OLD_BODY, {"unknown": [1]}])
-async def test_every_form_of_the_body_opens_a_session(served: Served, body: object) -> None:
+FORMS: list[object] = [None, b"", b"  \n", {}, {"title": "New form"}, OLD_BODY, {"unknown": [1]}]
+
+
+async def test_every_form_of_the_body_opens_a_session(served: Served) -> None:
     ada = await served.client()
+    for body in FORMS:
+        await check_opened(ada, body)
+
+
+async def check_opened(ada: Client, body: object) -> None:
     answer = await ada.post("/api/sessions", body)
     assert answer.status == 200
     session, chat = answer.json["session"], answer.json["chat"]
@@ -59,52 +65,49 @@ async def test_every_form_of_the_body_opens_a_session(served: Served, body: obje
     assert again.json == {"session": session}
 
 
-@pytest.mark.parametrize(
-    ("body", "text", "field"),
-    [
-        (b"{", "Invalid JSON body", []),
-        (b"\xff\xfe", "Invalid JSON body", []),
-        (b'{"title": NaN}', "Invalid JSON body", []),
-        (b"null", "Invalid input: expected object, received null", []),
-        (b"[]", "Invalid input: expected object, received array", []),
-        (b'"text"', "Invalid input: expected object, received string", []),
-        (b"7", "Invalid input: expected object, received number", []),
-        ({"title": None}, "Invalid input: expected string, received null", ["title"]),
-        ({"title": 4}, "Invalid input: expected string, received number", ["title"]),
-        ({"title": True}, "Invalid input: expected string, received boolean", ["title"]),
-        ({"title": []}, "Invalid input: expected string, received array", ["title"]),
-        ({"title": {}}, "Invalid input: expected string, received object", ["title"]),
-        ({"title": "a\0b"}, "A text in the body holds a NUL character", []),
-        ({"organizationId": "x"}, "organizationId must be a valid UUID", ["organizationId"]),
-        ({"organizationId": 3}, "organizationId must be a valid UUID", ["organizationId"]),
-        (
-            {"artistId": "00000000-0000-9000-0000-000000000001"},
-            "artistId must be a valid UUID",
-            ["artistId"],
-        ),
-        ({"repoOwner": "a--b", "repoName": "x"}, "Invalid repository owner", []),
-        ({"repoOwner": "a", "repoName": ".."}, "Invalid repository name", []),
-        ({"repoOwner": "a"}, "repoOwner and repoName must be given together", ["repoName"]),
-        ({"repoName": "a"}, "repoOwner and repoName must be given together", ["repoOwner"]),
-        (
-            {"cloneUrl": "https://example.com/a/b"},
-            "cloneUrl must be a valid GitHub repository URL",
-            ["cloneUrl"],
-        ),
-        ({"branch": "a..b"}, "Invalid branch", ["branch"]),
-        ({"isNewBranch": "yes"}, "Invalid input: expected boolean, received string", ["isNewBranch"]),
-        ({"sandboxType": "docker"}, "Invalid sandbox type", ["sandboxType"]),
-        ({"sandboxType": 5}, "Invalid sandbox type", ["sandboxType"]),
-    ],
-)
-async def test_a_body_that_does_not_fit_is_refused_in_the_known_words(
-    quick_served: Served, body: object, text: str, field: list[str]
-) -> None:
+REFUSED: list[tuple[object, str, list[str]]] = [
+    (b"{", "Invalid JSON body", []),
+    (b"\xff\xfe", "Invalid JSON body", []),
+    (b'{"title": NaN}', "Invalid JSON body", []),
+    (b"null", "Invalid input: expected object, received null", []),
+    (b"[]", "Invalid input: expected object, received array", []),
+    (b'"text"', "Invalid input: expected object, received string", []),
+    (b"7", "Invalid input: expected object, received number", []),
+    ({"title": None}, "Invalid input: expected string, received null", ["title"]),
+    ({"title": 4}, "Invalid input: expected string, received number", ["title"]),
+    ({"title": True}, "Invalid input: expected string, received boolean", ["title"]),
+    ({"title": []}, "Invalid input: expected string, received array", ["title"]),
+    ({"title": {}}, "Invalid input: expected string, received object", ["title"]),
+    ({"title": "a\0b"}, "A text in the body holds a NUL character", []),
+    ({"organizationId": "x"}, "organizationId must be a valid UUID", ["organizationId"]),
+    ({"organizationId": 3}, "organizationId must be a valid UUID", ["organizationId"]),
+    (
+        {"artistId": "00000000-0000-9000-0000-000000000001"},
+        "artistId must be a valid UUID",
+        ["artistId"],
+    ),
+    ({"repoOwner": "a--b", "repoName": "x"}, "Invalid repository owner", []),
+    ({"repoOwner": "a", "repoName": ".."}, "Invalid repository name", []),
+    ({"repoOwner": "a"}, "repoOwner and repoName must be given together", ["repoName"]),
+    ({"repoName": "a"}, "repoOwner and repoName must be given together", ["repoOwner"]),
+    (
+        {"cloneUrl": "https://example.com/a/b"},
+        "cloneUrl must be a valid GitHub repository URL",
+        ["cloneUrl"],
+    ),
+    ({"branch": "a..b"}, "Invalid branch", ["branch"]),
+    ({"isNewBranch": "yes"}, "Invalid input: expected boolean, received string", ["isNewBranch"]),
+    ({"sandboxType": "docker"}, "Invalid sandbox type", ["sandboxType"]),
+    ({"sandboxType": 5}, "Invalid sandbox type", ["sandboxType"]),
+]
+
+
+async def test_a_body_that_does_not_fit_is_refused_in_the_known_words(quick_served: Served) -> None:
     ada = await quick_served.client()
-    answer = await ada.post("/api/sessions", body)
-    assert answer.status == 400
-    assert answer.error == text
-    assert answer.json["missing_fields"] == field
+    for body, text, field in REFUSED:
+        answer = await ada.post("/api/sessions", body)
+        assert (answer.status, answer.error) == (400, text), body
+        assert answer.json["missing_fields"] == field, body
     assert (await ada.get("/api/sessions")).json["sessions"] == []
 
 
@@ -264,9 +267,9 @@ async def test_a_list_says_what_a_screen_needs_of_the_chats(quick_served: Served
     assert (item["hasUnread"], item["hasStreaming"]) == (False, False)
 
 
-@pytest.mark.parametrize(
-    ("query", "text"),
-    [
+async def test_a_query_that_does_not_fit_is_refused(quick_served: Served) -> None:
+    ada = await quick_served.client()
+    cases = [
         ("status=nope", "Invalid status filter"),
         ("limit=0", "Invalid limit"),
         ("limit=101", "Invalid limit"),
@@ -275,12 +278,10 @@ async def test_a_list_says_what_a_screen_needs_of_the_chats(quick_served: Served
         ("cursor=WzEsMl0", "Invalid cursor"),
         ("cursor=bnVsbA", "Invalid cursor"),
         ("q=%00", "q holds a NUL character"),
-    ],
-)
-async def test_a_query_that_does_not_fit_is_refused(quick_served: Served, query: str, text: str) -> None:
-    ada = await quick_served.client()
-    answer = await ada.get(f"/api/sessions?{query}")
-    assert (answer.status, answer.error) == (400, text)
+    ]
+    for query, text in cases:
+        answer = await ada.get(f"/api/sessions?{query}")
+        assert (answer.status, answer.error) == (400, text), query
 
 
 async def test_changes_touch_only_what_is_given(served: Served) -> None:
