@@ -1,5 +1,6 @@
 """Every provider that can run here keeps the contract."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def make_local(directory: Path) -> SandboxProvider:
         egress=EgressProxy(),
         base=BaseStore(builds=False),
     )
+
+
+async def test_the_local_provider_runs_here_or_says_what_is_missing(tmp_path: Path) -> None:
+    provider = make_local(tmp_path)
+    report = await provider.open()
+    await provider.close()
+    assert report.usable or report.missing
+    if not report.usable and os.environ.get("CI"):
+        pytest.fail(f"CI has to run the local provider: {'; '.join(report.missing)}")
 
 
 class TestMemory(ProviderKit):

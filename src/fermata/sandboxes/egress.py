@@ -68,6 +68,7 @@ class EgressProxy:
         self._idle_for = idle_for.total_seconds()
         self._servers: dict[str, list[asyncio.Server]] = defaultdict(list)
         self._tasks: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        self._looking_up: set[asyncio.Task[list[IPAddress]]] = set()
         self._places: Counter[str] = Counter()
         self._lookups: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(4))
         self._decisions: dict[str, deque[Decision]] = defaultdict(lambda: deque(maxlen=remembered_at_most))
@@ -107,6 +108,9 @@ class EgressProxy:
     async def close(self) -> None:
         for sandbox in list(self._servers):
             await self.release(sandbox)
+        for task in self._looking_up:
+            task.cancel()
+        await asyncio.gather(*self._looking_up, return_exceptions=True)
         self._resolver.shutdown(wait=False, cancel_futures=True)
 
     def decisions(self, sandbox: str) -> tuple[Decision, ...]:
@@ -225,6 +229,9 @@ class EgressProxy:
 
         turns = self._lookups[sandbox]
         task = asyncio.create_task(look_up())
+        self._looking_up.add(task)
+        task.add_done_callback(self._looking_up.discard)
+        # Whoever asked may be gone when it fails; then nobody wants to know.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(task)
 
