@@ -222,8 +222,8 @@ def _sandbox_handlers(
 ) -> list[Handler]:
     return [
         Provision(sandboxes=sandboxes, runs=runs, boot=boot),
-        Hibernate(sandboxes=sandboxes),
-        Timers(runs=runs),
+        Hibernate(sandboxes=sandboxes, runs=runs),
+        Timers(sandboxes=sandboxes, runs=runs),
         Destroy(sandboxes=sandboxes),
         BaseSnapshot(sandboxes=sandboxes, workspaces=workspaces, boot=boot),
     ]

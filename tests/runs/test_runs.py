@@ -41,7 +41,7 @@ class Job:
     async def work(self, handle: RunHandle) -> dict[str, Any] | Later | None:
         return await self._work(handle)
 
-    def give_up(self, connection: Connection, run: Run, error: dict[str, Any]) -> None:
+    def give_up(self, connection: Connection, run: Run, error: dict[str, Any], now: datetime) -> None:
         self.given_up.append(error)
 
 

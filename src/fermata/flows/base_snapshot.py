@@ -4,9 +4,11 @@ Built in a sandbox of its own, never in a user's. One run per repository, howeve
 """
 
 import hashlib
+from datetime import datetime
 from typing import Any
 
 from fermata.flows.boot import BASE_KIND, Boot, base_name, base_prefix
+from fermata.kit.database import Connection
 from fermata.kit.errors import SandboxExistsError
 from fermata.runs.contract import RunHandle
 from fermata.runs.model import RetryPolicy, Run
@@ -60,5 +62,5 @@ class BaseSnapshot:
             if old.name != newest:
                 await provider.delete_snapshot(old.name)
 
-    def give_up(self, connection: Any, run: Run, error: dict[str, Any]) -> None:
+    def give_up(self, connection: Connection, run: Run, error: dict[str, Any], now: datetime) -> None:
         """Nobody waits for a base: the next session clones again, and asks for it again."""

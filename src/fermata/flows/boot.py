@@ -10,6 +10,7 @@ import structlog
 
 from fermata.accounts.service import AccountService
 from fermata.kit.errors import (
+    FermataError,
     NotFoundError,
     RepositoryError,
     SandboxExistsError,
@@ -61,8 +62,16 @@ class Boot:
     async def create(self, record: SandboxRecord) -> str | None:
         """Make the sandbox of `record` with its workspace, and return the branch that is checked out.
 
-        One that an interrupted attempt left is destroyed first: it was never handed to anybody."""
+        One that an interrupted attempt left is destroyed first: it was never handed to anybody. So is one
+        whose workspace could not be made."""
         provider = self._sandboxes.provider(record)
+        try:
+            return await self._create(provider, record)
+        except FermataError:
+            await provider.destroy(record.id)
+            raise
+
+    async def _create(self, provider: SandboxProvider, record: SandboxRecord) -> str | None:
         name = _repository(record)
         if name is None:
             await self._make(provider, record.id, None)

@@ -5,23 +5,28 @@ same moment wait for the same machine. Moves are guarded by the version and by t
 that was made and not yet written down as active holds nobody's work and is made again.
 """
 
-from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 
 from fermata.flows.boot import Boot
+from fermata.kit.database import Connection
 from fermata.kit.errors import (
     ConflictError,
     FermataError,
+    LeaseLostError,
+    NotFoundError,
+    SandboxFailedError,
     SandboxGoneError,
     SandboxStoppedError,
+    SandboxUnsupportedError,
     TimedOutError,
 )
+from fermata.kit.ids import new_ordered_id
 from fermata.runs import store as runs
 from fermata.runs.contract import RunHandle
-from fermata.runs.model import RetryPolicy, Run, RunState
+from fermata.runs.model import RetryPolicy, Run, new_run
 from fermata.runs.service import RunService
 from fermata.sandboxes import store
 from fermata.sandboxes.model import LifecycleState, SandboxRecord
@@ -30,8 +35,10 @@ from fermata.sandboxes.service import SandboxService
 log = structlog.get_logger()
 
 KIND = "provision"
-#: The run that keeps a running sandbox's timers, see `hibernate.py`.
+#: The runs that keep a running sandbox's timers, put it to sleep, and end it for good: see `hibernate.py`.
 TIMERS_KIND = "timers"
+HIBERNATE_KIND = "hibernate"
+DESTROY_KIND = "destroy"
 
 _S = LifecycleState
 
@@ -55,7 +62,14 @@ class Provision:
         self._boot = boot
 
     async def work(self, handle: RunHandle) -> dict[str, Any]:
-        record = await handle.read(lambda connection: store.get(connection, handle.run.key))
+        record = await handle.read(lambda connection: _get_wanted(connection, handle.run.key))
+        try:
+            return await self._start(handle, record)
+        except SandboxUnsupportedError as error:
+            # Trying again in a second would find the same machine.
+            raise SandboxFailedError(error.message) from error
+
+    async def _start(self, handle: RunHandle, record: SandboxRecord) -> dict[str, Any]:
         if record.state is _S.HIBERNATING:
             record = await self._settled(handle, record)
         if record.state is _S.ARCHIVED:
@@ -70,7 +84,7 @@ class Provision:
 
     async def _settled(self, handle: RunHandle, record: SandboxRecord) -> SandboxRecord:
         """Wait for the run that is putting the sandbox to sleep."""
-        live = await handle.read(lambda connection: runs.find_live(connection, "hibernate", record.id))
+        live = await handle.read(lambda connection: runs.find_live(connection, HIBERNATE_KIND, record.id))
         if live is not None:
             await self._runs.wait(live.id, timedelta(seconds=60))
         record = await handle.read(lambda connection: store.get(connection, record.id))
@@ -102,11 +116,15 @@ class Provision:
         branch = await self._boot.create(record)
         try:
             await self._activate(handle, record, "created", branch=branch)
+        except LeaseLostError:
+            raise  # whoever has taken this over makes the machine again
         except FermataError:
-            # Archived, deleted or taken over while it was made: nobody else knows this machine.
+            # Archived or deleted while it was made: nobody else knows this machine.
             current = await handle.read(lambda connection: store.find(connection, record.id))
             if current is None or not current.has_disk:
                 await self._sandboxes.provider(record).destroy(record.id)
+            if current is not None and current.state is _S.ARCHIVED:
+                raise ConflictError(ARCHIVED) from None
             raise
 
     async def _activate(
@@ -114,25 +132,15 @@ class Provision:
     ) -> None:
         now = handle.now()
         fields = self._sandboxes.activation(now)
-        timers = Run(
-            id=f"{handle.run.id}-timers",
-            kind=TIMERS_KIND,
-            key=record.id,
-            state=RunState.QUEUED,
-            input={},
-            result=None,
-            error=None,
+        timers = new_run(
+            f"{handle.run.id}-timers",
+            TIMERS_KIND,
+            record.id,
+            now=now,
             due_at=min(fields["expires_at"], fields["hibernate_after"]),
-            attempts=0,
-            lease_owner=None,
-            lease_until=None,
-            fence=0,
-            stop_requested_at=None,
-            created_at=now,
-            ended_at=None,
         )
 
-        def activate(connection: Any) -> None:
+        def activate(connection: Connection) -> None:
             kept = runs.insert(connection, timers)
             store.move(
                 connection,
@@ -163,7 +171,7 @@ class Provision:
             )
         )
 
-    def give_up(self, connection: Any, run: Run, error: dict[str, Any]) -> None:
+    def give_up(self, connection: Connection, run: Run, error: dict[str, Any], now: datetime) -> None:
         record = store.find(connection, run.key)
         if record is None or record.state not in (_S.PROVISIONING, _S.RESTORING):
             return
@@ -173,7 +181,15 @@ class Provision:
             _S.FAILED,
             reason="start failed",
             actor=f"run:{run.id}",
-            at=replace(record).updated_at,
+            at=now,
             error=error["message"],
             run_id=None,
         )
+        if record.session_id is None:  # nobody can ask for it again
+            runs.insert(connection, new_run(new_ordered_id(), DESTROY_KIND, record.id, now=now))
+
+
+def _get_wanted(connection: Connection, sandbox_id: str) -> SandboxRecord:
+    if runs.find_live(connection, DESTROY_KIND, sandbox_id) is not None:
+        raise NotFoundError("The sandbox is being deleted.")
+    return store.get(connection, sandbox_id)

@@ -13,34 +13,35 @@ from fermata.kit.clock import Clock
 from fermata.kit.database import Connection, Database
 from fermata.sandboxes import store
 from fermata.sandboxes.contract import SandboxProvider, SandboxStatus
-from fermata.sandboxes.model import LifecycleState
+from fermata.sandboxes.model import LifecycleState, SandboxRecord
 
 log = structlog.get_logger()
 
 
 async def reconcile(*, database: Database, clock: Clock, provider: SandboxProvider) -> None:
-    there = {info.name: info.status for info in await provider.list_sandboxes()}
     stopped = 0
     after = ""
     while page := await database.read(partial(store.list_active, provider=provider.name, after=after)):
         after = page[-1].id
+        # Asked after the rows were read: what another process starts meanwhile has another version by then.
+        there = {info.name: info.status for info in await provider.list_sandboxes()}
         for record in page:
             if there.get(record.id) is not SandboxStatus.RUNNING:
-                await database.write(partial(_mark_stopped, sandbox_id=record.id, at=clock.now()))
-                stopped += 1
+                stopped += await database.write(partial(_mark_stopped, seen=record, at=clock.now()))
+    names = [info.name for info in await provider.list_sandboxes()]
     known = await database.read(lambda found: store.list_ids(found, provider.name))
-    unknown = sorted(name for name in there if name not in known and not name.startswith("build-"))
+    unknown = sorted(name for name in names if name not in known and not name.startswith("build-"))
     if stopped or unknown:
         log.info("reconciled", found_stopped=stopped, without_row=len(unknown), names=unknown[:20])
 
 
-def _mark_stopped(connection: Connection, sandbox_id: str, at: datetime) -> None:
-    record = store.find(connection, sandbox_id)
-    if record is None or record.state is not LifecycleState.ACTIVE:
-        return
+def _mark_stopped(connection: Connection, seen: SandboxRecord, at: datetime) -> bool:
+    current = store.find(connection, seen.id)
+    if current is None or current.version != seen.version:
+        return False
     store.move(
         connection,
-        record,
+        seen,
         LifecycleState.HIBERNATED,
         reason="found stopped at start",
         actor="reconcile",
@@ -50,3 +51,4 @@ def _mark_stopped(connection: Connection, sandbox_id: str, at: datetime) -> None
         hibernate_after=None,
         snapshot_created_at=at,
     )
+    return True

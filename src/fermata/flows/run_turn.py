@@ -4,9 +4,8 @@ The message, the run, its stream and the chat's slot are committed together befo
 end the last chunks, the stored message and the free slot are committed together.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -19,6 +18,7 @@ from fermata.kit.clock import Clock
 from fermata.kit.database import Connection, Database
 from fermata.kit.errors import ConflictError, InvalidRequestError, NotFoundError, TimedOutError
 from fermata.kit.ids import new_id
+from fermata.runs import store as runs
 from fermata.runs.contract import RunHandle
 from fermata.runs.model import RetryPolicy, Run, RunState
 from fermata.runs.service import Offer, RunService
@@ -93,7 +93,8 @@ class TurnFlow:
         with self._runs.offer(KIND, chat_id, {}) as offer:
 
             def accept(connection: Connection) -> Accepted:
-                session = access.get_session(connection, session_id, caller)
+                # The lock: an archived session gets no more turns, and a message sent twice at once one.
+                session = access.get_session(connection, session_id, caller, lock=True)
                 chat = access.get_chat_in(connection, session_id, chat_id, caller)
                 return self._accept(connection, offer, session, chat, message, regenerate)
 
@@ -166,12 +167,32 @@ class TurnFlow:
     async def stop(self, caller: Caller, chat_id: str) -> bool:
         """End the chat's running turn and wait until it has ended. False when there was none."""
         run_id = await self.find_active(caller, chat_id)
-        if run_id is None or not await self._runs.request_stop(run_id):
+        if run_id is None:
+            return False
+        if await self._database.write(lambda connection: self._stop_unbegun(connection, run_id)):
+            return True
+        if not await self._runs.request_stop(run_id):
             return False
         try:
             await self._runs.wait(run_id, STOP_LIMIT)
         except TimedOutError as error:
             raise TimedOutError("Workflow did not terminate in time") from error
+        return True
+
+    def _stop_unbegun(self, connection: Connection, run_id: str) -> bool:
+        """End a turn that waits for a place or for its next attempt: nobody else would, for a while."""
+        now = self._clock.now()
+        if not runs.cancel_queued(connection, run_id, now):
+            return False
+        found = _find_turn(connection, run_id)
+        if found is None:
+            stream.close(connection, run_id)
+            return True
+        turn, session_id = found
+        outcome = Progress.restored(turn, read_recorded(connection, run_id)).outcome(
+            TurnEnd.STOPPED, FinishReason.STOP
+        )
+        _Ending(run_id, turn, session_id, outcome, now)(connection)
         return True
 
 
@@ -212,34 +233,15 @@ class TurnHandler:
             get_sandbox=lambda: self._sandbox_flow.ensure(sandbox_id),
             stopping=handle.stopping,
         )
-        await handle.end(
-            _ENDS[outcome.end],
-            self._finish(handle.now, run, turn, session_id, outcome),
-            result={"end": outcome.end.value},
-            error=_error(outcome),
-        )
-
-    def _finish(
-        self, now: Callable[[], Any], run: Run, turn: Turn, session_id: str, outcome: TurnOutcome
-    ) -> Callable[[Connection], None]:
-        """The end of a turn, as work in one transaction."""
-        at = now()
-        message = orjson.dumps(outcome.message).decode()
-        history = orjson.dumps(history_to_json(outcome.history)).decode()
-        closing = lines(outcome.closing)
+        ending = _Ending(run.id, turn, session_id, outcome, handle.now())
 
         def finish(connection: Connection) -> None:
-            if closing:
-                stream.append(connection, run.id, closing)
-            stream.close(connection, run.id)
-            messages.put_assistant_message(connection, turn.chat_id, turn.message_id, message, history, at)
-            messages.release_chat(connection, turn.chat_id, run.id)
-            sessions.touch_session(connection, session_id, at)
-            self._sandboxes.touch(connection, session_sandbox_id(session_id))
+            ending(connection)
+            self._sandboxes.touch(connection, sandbox_id)
 
-        return finish
+        await handle.end(_ENDS[outcome.end], finish, result={"end": outcome.end.value}, error=_error(outcome))
 
-    def give_up(self, connection: Connection, run: Run, error: dict[str, Any]) -> None:
+    def give_up(self, connection: Connection, run: Run, error: dict[str, Any], now: datetime) -> None:
         """End the stream with the error, keep what there is of the answer, and free the chat."""
         found = _find_turn(connection, run.id)
         if found is None:
@@ -248,7 +250,31 @@ class TurnHandler:
         turn, session_id = found
         progress = Progress.restored(turn, read_recorded(connection, run.id))
         outcome = progress.outcome(TurnEnd.FAILED, FinishReason.ERROR, error=error["message"])
-        self._finish(lambda: run.created_at, run, turn, session_id, outcome)(connection)
+        _Ending(run.id, turn, session_id, outcome, now)(connection)
+
+
+class _Ending:
+    """The end of a turn, as work in one transaction."""
+
+    def __init__(self, run_id: str, turn: Turn, session_id: str, outcome: TurnOutcome, at: datetime) -> None:
+        self._run_id = run_id
+        self._turn = turn
+        self._session_id = session_id
+        self._at = at
+        self._message = orjson.dumps(outcome.message).decode()
+        self._history = orjson.dumps(history_to_json(outcome.history)).decode()
+        self._closing = lines(outcome.closing)
+
+    def __call__(self, connection: Connection) -> None:
+        turn = self._turn
+        if self._closing:
+            stream.append(connection, self._run_id, self._closing)
+        stream.close(connection, self._run_id)
+        messages.put_assistant_message(
+            connection, turn.chat_id, turn.message_id, self._message, self._history, self._at
+        )
+        messages.release_chat(connection, turn.chat_id, self._run_id)
+        sessions.touch_session(connection, self._session_id, self._at)
 
 
 def _find_turn(connection: Connection, run_id: str) -> tuple[Turn, str] | None:

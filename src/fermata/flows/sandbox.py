@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 
 import structlog
 
 from fermata.accounts.model import Caller
 from fermata.flows.hibernate import KIND as HIBERNATE
+from fermata.flows.hibernate import is_busy
 from fermata.flows.open_session import check_repository
 from fermata.flows.provision import ARCHIVED
 from fermata.flows.provision import KIND as PROVISION
@@ -18,9 +20,11 @@ from fermata.kit.errors import (
     InvalidRequestError,
     SandboxGoneError,
     SandboxStoppedError,
+    UnavailableError,
     VersionMismatchError,
 )
 from fermata.kit.ids import new_id
+from fermata.runs import store as runs
 from fermata.runs.service import RunService
 from fermata.sandboxes import store
 from fermata.sandboxes.contract import Sandbox
@@ -35,7 +39,10 @@ log = structlog.get_logger()
 
 #: A request waits this long for a sandbox; the run goes on when the client has gone.
 START_LIMIT = timedelta(minutes=12)
+STOP_LIMIT = timedelta(minutes=2)
 PROBE_LIMIT = timedelta(seconds=15)
+#: Others may undo at once what was asked for here; after so many times the caller is told.
+ATTEMPTS = 3
 
 _S = LifecycleState
 
@@ -106,16 +113,16 @@ class SandboxFlow:
 
     async def ensure(self, sandbox_id: str) -> Sandbox:
         """A handle on the running sandbox, which is created or woken first when need be."""
-        record = await self._record(sandbox_id)
-        provider = self._sandboxes.provider(record)
-        if record.state is _S.ACTIVE:
-            try:
-                return await provider.connect(record.id)
-            except (SandboxStoppedError, SandboxGoneError):
-                log.info("sandbox found stopped", sandbox=record.id)
-        run = await self._runs.submit(PROVISION, record.id, {})
-        await self._runs.result(run.id, START_LIMIT)
-        return await provider.connect(record.id)
+        for _ in range(ATTEMPTS):
+            record = await self._record(sandbox_id)
+            if record.state is _S.ACTIVE:
+                try:
+                    return await self._sandboxes.provider(record).connect(record.id)
+                except (SandboxStoppedError, SandboxGoneError):
+                    log.info("sandbox found stopped", sandbox=record.id)
+            run = await self._runs.submit(PROVISION, record.id, {})
+            await self._runs.result(run.id, START_LIMIT)
+        raise UnavailableError("The sandbox was stopped again each time it had started.")
 
     async def status(self, caller: Caller, session_id: str) -> SandboxRecord:
         """The row as it is; nothing is asked of the provider and nothing is written."""
@@ -133,9 +140,18 @@ class SandboxFlow:
             if probe.exit_code == 0:
                 return Connected.CONNECTED, record
             log.warning("sandbox does not answer", sandbox=record.id, exit_code=probe.exit_code)
+            return await self._stop_mute(record)
         except (SandboxStoppedError, SandboxGoneError) as error:
             log.info("sandbox is not running", sandbox=record.id, reason=error.code)
         return Connected.EXPIRED, await self._write_down_stopped(record)
+
+    async def _stop_mute(self, record: SandboxRecord) -> tuple[Connected, SandboxRecord]:
+        """A machine that is up and runs no command is put to sleep, unless a turn is making it sweat."""
+        try:
+            record, _ = await self._pause(record)
+        except ConflictError:
+            return Connected.CONNECTED, record
+        return Connected.EXPIRED, record
 
     async def _write_down_stopped(self, record: SandboxRecord) -> SandboxRecord:
         """The machine is down though the row says active. Whether its disk is whole, waking it will tell."""
@@ -162,14 +178,30 @@ class SandboxFlow:
 
     async def pause(self, caller: Caller, session_id: str) -> tuple[SandboxRecord, bool]:
         """Stop the machine and keep its disk. The flag tells whether it was running."""
-        record = await self.status(caller, session_id)
-        if not record.has_disk:
-            if record.state is _S.PROVISIONING:
-                return record, False
-            raise InvalidRequestError("Sandbox not initialized")
-        run = await self._runs.submit(HIBERNATE, record.id, {"reason": "pause"})
-        result = await self._runs.result(run.id, timedelta(minutes=2))
-        return await self._record(record.id), bool(result.get("slept"))
+        return await self._pause(await self.status(caller, session_id))
+
+    async def _pause(self, record: SandboxRecord) -> tuple[SandboxRecord, bool]:
+        for _ in range(ATTEMPTS):
+            await self._wait_for_start(record.id)
+            record = await self._record(record.id)
+            if not record.has_disk:
+                if record.state is _S.PROVISIONING:
+                    return record, False
+                raise InvalidRequestError("Sandbox not initialized")
+            run = await self._runs.submit(HIBERNATE, record.id, {"reason": "pause"})
+            slept = bool((await self._runs.result(run.id, STOP_LIMIT)).get("slept"))
+            record, busy = await self._database.read(partial(_look, sandbox_id=run.key))
+            if slept or record.state not in (_S.ACTIVE, _S.RESTORING):
+                return record, slept
+            if busy:
+                raise ConflictError("A turn is running in this session. Stop it first, or wait for its end.")
+        raise UnavailableError("The sandbox was started again each time it had been paused.")
+
+    async def _wait_for_start(self, sandbox_id: str) -> None:
+        """Whoever pauses a sandbox that is just starting means the one that will be there."""
+        starting = await self._database.read(lambda found: runs.find_live(found, PROVISION, sandbox_id))
+        if starting is not None:
+            await self._runs.wait(starting.id, START_LIMIT)
 
     async def _started(self, sandbox_id: str) -> Started:
         record = await self._record(sandbox_id)
@@ -189,6 +221,11 @@ class SandboxFlow:
 
     def is_running(self, record: SandboxRecord) -> bool:
         return is_running(record, self._clock.now())
+
+
+def _look(connection: Connection, sandbox_id: str) -> tuple[SandboxRecord, bool]:
+    record = store.get(connection, sandbox_id)
+    return record, is_busy(connection, record)
 
 
 def _parse(repo_url: str) -> RepositoryName:

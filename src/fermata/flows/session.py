@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fermata.accounts.model import Caller
-from fermata.flows.hibernate import DESTROY_KIND
 from fermata.flows.hibernate import KIND as HIBERNATE
+from fermata.flows.provision import DESTROY_KIND
 from fermata.kit.clock import Clock
 from fermata.kit.database import Connection, Database
 from fermata.kit.errors import ConflictError, VersionMismatchError

@@ -48,6 +48,25 @@ class RunHandle:
 
         return await self._database.write(guarded)
 
+    async def end_unless(self, going_on: Callable[[Connection], T | None]) -> T | None:
+        """In one transaction: what `going_on` finds to be done, or, when that is None, the end of the run.
+
+        Whoever joins a run (`store.insert`) either comes before this transaction, which then sees what they
+        have written, or is given a run of their own.
+        """
+        run = self.run
+
+        def decide(connection: Connection) -> T | None:
+            store.guard(connection, run.id, run.fence)
+            found = going_on(connection)
+            if found is None:
+                store.end(connection, run.id, run.fence, RunState.COMPLETED, at=self.now(), result={})
+            return found
+
+        found = await self._database.write(decide)
+        self.ended = found is None
+        return found
+
     async def end(
         self,
         state: RunState,
@@ -86,6 +105,6 @@ class Handler(Protocol):
         When cancelled, end what was started and write nothing."""
         ...
 
-    def give_up(self, connection: Connection, run: Run, error: dict[str, Any]) -> None:
+    def give_up(self, connection: Connection, run: Run, error: dict[str, Any], now: datetime) -> None:
         """The run fails for good, in this transaction: free what others wait for. Touches rows only."""
         ...

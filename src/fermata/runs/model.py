@@ -44,6 +44,35 @@ class Run:
     ended_at: datetime | None
 
 
+def new_run(
+    run_id: str,
+    kind: str,
+    key: str,
+    *,
+    now: datetime,
+    due_at: datetime | None = None,
+    input: dict[str, Any] | None = None,
+) -> Run:
+    """A run that nobody has begun."""
+    return Run(
+        id=run_id,
+        kind=kind,
+        key=key,
+        state=RunState.QUEUED,
+        input=input or {},
+        result=None,
+        error=None,
+        due_at=due_at or now,
+        attempts=0,
+        lease_owner=None,
+        lease_until=None,
+        fence=0,
+        stop_requested_at=None,
+        created_at=now,
+        ended_at=None,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     run_id: str

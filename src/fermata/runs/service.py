@@ -11,7 +11,7 @@ from fermata.kit.database import Connection, Database
 from fermata.kit.errors import ErrorKind, FermataError, InternalError, NotFoundError, TimedOutError
 from fermata.kit.ids import new_ordered_id
 from fermata.runs import store
-from fermata.runs.model import ENDED, Run, RunState
+from fermata.runs.model import ENDED, Run, RunState, new_run
 from fermata.runs.worker import POLL, Place, Worker
 
 
@@ -49,23 +49,7 @@ class RunService:
         self, kind: str, key: str, input: dict[str, Any], *, due_at: datetime | None = None
     ) -> Iterator[Offer]:
         now = self._clock.now()
-        run = Run(
-            id=new_ordered_id(),
-            kind=kind,
-            key=key,
-            state=RunState.QUEUED,
-            input=input,
-            result=None,
-            error=None,
-            due_at=due_at or now,
-            attempts=0,
-            lease_owner=None,
-            lease_until=None,
-            fence=0,
-            stop_requested_at=None,
-            created_at=now,
-            ended_at=None,
-        )
+        run = new_run(new_ordered_id(), kind, key, now=now, due_at=due_at, input=input)
         if self._worker is None or due_at is not None:
             yield Offer(run, None)
             return

@@ -1,6 +1,6 @@
 """Rows of runs, steps and effects. What a run writes proves its fence in the same transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -83,9 +83,11 @@ def _word(name: str) -> sa.BindParameter[Any]:
 
 _INSERT = insert_or_ignore(runs)
 _GET = Statement(sa.select(*RUN.columns).where(runs.c.id == bindparam("id")))
-_GET_LIVE = Statement(
-    sa.select(*RUN.columns).where(runs.c.kind == bindparam("kind"), runs.c.key == bindparam("key"), _live)
+_live_of = sa.select(*RUN.columns).where(
+    runs.c.kind == bindparam("kind"), runs.c.key == bindparam("key"), _live
 )
+_GET_LIVE = Statement(_live_of)
+_LOCK_LIVE = Statement(_live_of.with_for_update())
 _DUE = Statement(
     sa.select(*RUN.columns)
     .where(_live, runs.c.due_at <= _big("now"), runs.c.kind == bindparam("kind"))
@@ -109,12 +111,8 @@ _CLAIM = Statement(
 _RENEW = Statement(
     sa.update(runs)
     .values(lease_until=_big("to_until"), due_at=_big("to_until"))
-    .where(runs.c.lease_owner == bindparam("owner"), runs.c.state == RunState.RUNNING.value)
-)
-_HELD = Statement(
-    sa.select(runs.c.id, runs.c.fence, runs.c.stop_requested_at).where(
-        runs.c.lease_owner == bindparam("owner"), runs.c.state == RunState.RUNNING.value
-    )
+    .where(_mine)
+    .returning(runs.c.stop_requested_at)
 )
 _EXPIRE_ALL = Statement(
     sa.update(runs).values(due_at=_big("to_due")).where(runs.c.state == RunState.RUNNING.value)
@@ -147,6 +145,11 @@ _RELEASE = Statement(
 _REQUEST_STOP = Statement(
     sa.update(runs).values(stop_requested_at=_big("to_stop")).where(runs.c.id == bindparam("key_id"), _live)
 )
+_CANCEL_QUEUED = Statement(
+    sa.update(runs)
+    .values(state=RunState.CANCELLED.value, ended_at=_big("to_ended"))
+    .where(runs.c.id == bindparam("key_id"), runs.c.state == RunState.QUEUED.value)
+)
 _INSERT_STEP = Statement(sa.insert(steps))
 _STEPS = Statement(
     sa.select(*STEP.columns).where(steps.c.run_id == bindparam("run_id")).order_by(steps.c.number)
@@ -161,11 +164,15 @@ _END_EFFECT = Statement(
 
 
 def insert(connection: Connection, run: Run) -> Run:
-    """Accept a run, or find the live one of the same kind and key. The answer says which: compare the ids."""
+    """Accept a run, or find the live one of the same kind and key. The answer says which: compare the ids.
+
+    One that is found does not end before this transaction: what a handler reads in the transaction in which
+    it ends its run (`RunHandle.end`) includes what is written here.
+    """
     while connection.run(_INSERT, **RUN.write(run)) == 0:
-        found = find_live(connection, run.kind, run.key)
+        found = connection.row(_LOCK_LIVE, kind=run.kind, key=run.key)
         if found is not None:
-            return found
+            return RUN.read(found)
         # It ended between the two statements (PostgreSQL only): the place is free now.
     connection.hint("runs")
     return run
@@ -209,10 +216,14 @@ def next_due(connection: Connection) -> int | None:
     return row[0] if row else None
 
 
-def renew(connection: Connection, *, owner: str, until: datetime) -> dict[str, tuple[int, bool]]:
-    """Prolong every lease of this worker. What it still holds: run id -> (fence, stop requested)."""
-    connection.run(_RENEW, owner=owner, to_until=instant_to_column(until))
-    return {row[0]: (row[1], row[2] is not None) for row in connection.rows(_HELD, owner=owner)}
+def renew(connection: Connection, held: Iterable[tuple[str, int]], until: datetime) -> dict[str, bool]:
+    """Prolong the leases of runs, given as (id, fence). Those that are still held: id -> stop requested."""
+    renewed = {}
+    for run_id, fence in held:
+        row = connection.row(_RENEW, key_id=run_id, key_fence=fence, to_until=instant_to_column(until))
+        if row is not None:
+            renewed[run_id] = row[0] is not None
+    return renewed
 
 
 def expire_all(connection: Connection, now: datetime) -> None:
@@ -277,6 +288,14 @@ def request_stop(connection: Connection, run_id: str, at: datetime) -> bool:
     if connection.run(_REQUEST_STOP, key_id=run_id, to_stop=instant_to_column(at)) == 0:
         return False
     connection.hint(f"stop:{run_id}")
+    return True
+
+
+def cancel_queued(connection: Connection, run_id: str, at: datetime) -> bool:
+    """End a run that nobody is working on. False when somebody is, or it has ended."""
+    if connection.run(_CANCEL_QUEUED, key_id=run_id, to_ended=instant_to_column(at)) == 0:
+        return False
+    connection.hint(f"run:{run_id}")
     return True
 
 

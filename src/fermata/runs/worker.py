@@ -144,23 +144,25 @@ class Worker:
             await asyncio.sleep(self._lease.total_seconds() / 3)
             if not self._tasks:
                 continue
-            known = dict(self._tasks)
+            # Only what is being worked on here: a run that nobody works on is for others to take over.
+            known = {(run_id, task[0].run.fence): task for run_id, task in self._tasks.items()}
             until = self._clock.now() + self._lease
 
-            def renew(connection: Connection, until: Any = until) -> dict[str, tuple[int, bool]]:
-                return store.renew(connection, owner=self.owner, until=until)
+            def renew(
+                connection: Connection, held: Any = tuple(known), until: Any = until
+            ) -> dict[str, bool]:
+                return store.renew(connection, held, until)
 
             try:
-                held = await self._database.write(renew)
+                renewed = await self._database.write(renew)
             except Exception:  # an expired lease is found by the fence; keep trying
                 log.exception("renewing leases failed")
                 continue
-            for run_id, (handle, task) in known.items():
-                fence, stop = held.get(run_id, (None, False))
-                if fence is None and not handle.ended and not task.done():
+            for (run_id, _), (handle, task) in known.items():
+                if run_id not in renewed and not handle.ended and not task.done():
                     log.warning("lease lost", run=run_id)
                     task.cancel()
-                elif stop:
+                elif renewed.get(run_id):
                     handle.stopping.set()
 
     async def _work(self, handler: Handler, handle: RunHandle) -> None:
@@ -211,7 +213,7 @@ class Worker:
         log.warning("run failed", run=handle.run.id, kind=handle.run.kind, error=error["message"])
         await handle.end(
             RunState.FAILED,
-            lambda connection: handler.give_up(connection, handle.run, error),
+            lambda connection: handler.give_up(connection, handle.run, error, handle.now()),
             error=error,
         )
 

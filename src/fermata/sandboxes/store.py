@@ -84,6 +84,15 @@ _TOUCH = Statement(
     .where(sandboxes.c.id == bindparam("key"), sandboxes.c.state == LifecycleState.ACTIVE.value)
 )
 #: Everything a move may change besides the state; a move writes all of them.
+_EXTEND = Statement(
+    sa.update(sandboxes)
+    .values(expires_at=bindparam("to_expires", type_=sa.BigInteger))
+    .where(
+        sandboxes.c.id == bindparam("key"),
+        sandboxes.c.state == LifecycleState.ACTIVE.value,
+        sandboxes.c.expires_at < bindparam("to_expires", type_=sa.BigInteger),
+    )
+)
 _CHANGEABLE = (
     "has_disk",
     "run_id",
@@ -196,6 +205,13 @@ def touch(connection: Connection, sandbox_id: str, *, at: datetime, hibernate_af
         key=sandbox_id,
         to_activity=values["last_activity_at"],
         to_hibernate=values["hibernate_after"],
+    )
+
+
+def extend(connection: Connection, sandbox_id: str, expires_at: datetime) -> None:
+    """Let a running sandbox live until then at least. No move: the version stays."""
+    connection.run(
+        _EXTEND, key=sandbox_id, to_expires=SANDBOX.column_values({"expires_at": expires_at})["expires_at"]
     )
 
 
