@@ -56,7 +56,9 @@ class Engine:
             layers=[*layers, base.root],
             binds=walls.bound(base),
             mount_points=walls.mount_points(base),
-            arguments=walls.bubblewrap_arguments(record.name, base, self.hidden, self.mapping),
+            arguments=walls.bubblewrap_arguments(
+                record.name, base, self.hidden, self.mapping, limits.memory_bytes
+            ),
             file_bytes=limits.file_bytes or 0,
             data_bytes=0 if "memory" in enforced else limits.memory_bytes or 0,
             processes=0 if "pids" in enforced else limits.processes or 0,

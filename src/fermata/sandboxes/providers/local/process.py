@@ -58,6 +58,7 @@ class Running:
         self._over = False
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: asyncio.Task[None] | None = None
         self.timed_out = False
         self.killed = False
         self._loop.add_reader(connection.fileno(), self._on_connection)
@@ -161,20 +162,20 @@ class Running:
         self._timer = None
         if not self._exited:
             self.timed_out = True
-            self._spawn(self.kill())
+            self._kill_soon()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _kill_soon(self) -> None:
         async def run() -> None:
             try:
-                await work
+                await self.kill()
             except FermataError as error:
                 self._error = self._error or error
                 self._exited = True
                 self._finish()
 
-        task = self._loop.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._ending = self._loop.create_task(run())
+        self._tasks.add(self._ending)
+        self._ending.add_done_callback(self._tasks.discard)
 
     # ---- the contract ----
 
@@ -238,9 +239,11 @@ class Running:
         self._tasks.discard(task)
         if not task.cancelled() and (failure := task.exception()) is not None:
             self._failure = failure
-            self._spawn(self.kill())
+            self._kill_soon()
 
     async def _result(self) -> int | None:
+        if self._ending is not None:
+            await asyncio.shield(self._ending)  # the keeper goes first; what it kept may still be dying
         if self._failure is not None:
             raise self._failure
         if self._error is not None:

@@ -76,8 +76,12 @@ def bound(base: Base) -> list[str]:
     return [outside for outside, _ in base.binds if not outside.startswith(own)]
 
 
-def bubblewrap_arguments(name: str, base: Base, hidden: frozenset[str], ids: Ids) -> list[str]:
-    """`hidden` are those paths of /proc that this kernel has."""
+def bubblewrap_arguments(
+    name: str, base: Base, hidden: frozenset[str], ids: Ids, memory_bytes: int | None
+) -> list[str]:
+    """`hidden` are those paths of /proc that this kernel has. Files in memory may take half of the memory, so
+    that a full one can still be deleted."""
+    shared = min(_SHARED_MEMORY_BYTES, (memory_bytes or 2 * _SHARED_MEMORY_BYTES) // 2)
     arguments = [
         *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
         *("--die-with-parent", "--as-pid-1", "--new-session"),
@@ -89,8 +93,8 @@ def bubblewrap_arguments(name: str, base: Base, hidden: frozenset[str], ids: Ids
         what = f"/tmp/bind{sources.index(outside)}" if outside in sources else "/tmp/none"
         arguments += ["--ro-bind", what, inside]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
-    arguments += ["--perms", "1777", "--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"]
-    arguments += ["--perms", "0755", "--size", str(_RUN_BYTES), "--tmpfs", "/run"]
+    arguments += ["--perms", "1777", "--size", str(shared), "--tmpfs", "/dev/shm"]
+    arguments += ["--perms", "0755", "--size", str(min(_RUN_BYTES, shared // 4)), "--tmpfs", "/run"]
     for path in sorted(hidden):
         what = "/tmp/none" if path in _HIDDEN_DIRECTORIES else "/tmp/empty"
         arguments += ["--ro-bind", what, path]

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PROGRAMS = {"launcher": ("launcher.c",), "init": ("init.c", "keeper.c", "files.c")}
+PROGRAMS = {"launcher": ("launcher.c",), "init": ("init.c", "strays.c", "keeper.c", "files.c")}
 _HEADERS = ("wire.h", "init.h")
 _FLAGS = ("-static", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-fstack-protector-strong")
 

@@ -27,15 +27,11 @@
 #include <unistd.h>
 
 #define CONNECTIONS 1024
-#define KEEPERS 4096
-#define SWEEPS 20000
 
-static struct { pid_t pid; uint64_t id; } keepers[KEEPERS];
-static int keeper_count;
 /* Connections whose request has not come yet, and those that wait until the strays are gone. */
 static int waiting[CONNECTIONS], waiting_count;
 static int sweeping[CONNECTIONS], sweeping_count;
-static int child_signals, strays;
+static int child_signals;
 
 void say(int conn, uint32_t kind, int error, const int64_t *values, int count, int fd) {
     struct reply reply = {.kind = kind, .error = error};
@@ -74,89 +70,10 @@ static void drop_all_but(int conn) {
         close(sweeping[i]);
 }
 
-/* ---- the strays: our children that are nobody's command any more ---- */
-
-static int is_keeper(pid_t pid) {
-    for (int i = 0; i < keeper_count; i++)
-        if (keepers[i].pid == pid)
-            return 1;
-    return 0;
-}
-
-/* True when the process was a keeper that ended in order, leaving nothing behind. */
-static int forget(pid_t pid, int status) {
-    for (int i = 0; i < keeper_count; i++)
-        if (keepers[i].pid == pid) {
-            keepers[i] = keepers[--keeper_count];
-            return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-        }
-    return 0;
-}
-
-static void reap(void) {
-    int status;
-    pid_t pid;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-        if (!forget(pid, status))
-            strays = 1;
-}
-
-/* Kills them once. Returns how many there are, and in `mark` a number that changes when others come. */
-static int kill_strays(unsigned long *mark) {
-    char text[65536];
-    int count = 0, fd = open("/proc/self/task/1/children", O_RDONLY | O_CLOEXEC);
-    ssize_t size;
-    size_t kept = 0;
-    *mark = 0;
-    if (fd < 0)
-        return kill(-1, SIGKILL) == 0; /* a kernel without the list: all commands rather than one too few */
-    while ((size = read(fd, text + kept, sizeof text - 1 - kept)) > 0) {
-        char *here = text, *end;
-        kept += (size_t)size;
-        text[kept] = 0;
-        for (long pid; (pid = strtol(here, &end, 10)) > 0 && *end == ' '; here = end + 1)
-            if (!is_keeper((pid_t)pid) && kill((pid_t)pid, SIGKILL) == 0) {
-                count++;
-                *mark += (unsigned long)pid * 2654435761u;
-            }
-        kept = (size_t)(text + kept - here);
-        memmove(text, here, kept);
-    }
-    close(fd);
-    return count;
-}
-
-/* Kill, reap, look again: the children of the dead have become ours. While others keep coming we do not
- * pause; when the same ones are still dying, the main loop comes back. A bomb that forks faster than
- * this is met with the one signal that reaches everybody at once. */
-static void sweep(void) {
-    static unsigned long last;
-    static int rounds;
-    while (strays) {
-        unsigned long mark;
-        strays = kill_strays(&mark) > 0;
-        if (strays && mark == last)
-            return;
-        last = mark;
-        if (++rounds == SWEEPS) {
-            kill(-1, SIGKILL);
-            rounds = 0;
-        }
-        reap();
-    }
-    last = 0;
-    rounds = 0;
-    for (int i = 0; i < sweeping_count; i++) {
-        say(sweeping[i], REPLY_OK, 0, NULL, 0, -1);
-        close(sweeping[i]);
-    }
-    sweeping_count = 0;
-}
-
 /* ---- requests ---- */
 
 static void on_exec(struct asked *ask) {
-    if (keeper_count == KEEPERS) {
+    if (!has_room_for_keeper()) {
         say_error(ask->conn, STAGE_FORK, EAGAIN);
         return;
     }
@@ -166,24 +83,27 @@ static void on_exec(struct asked *ask) {
     else if (pid == 0) {
         drop_all_but(ask->conn);
         keep_command(ask);
-    } else {
-        keepers[keeper_count].pid = pid;
-        keepers[keeper_count++].id = ask->request.id;
-    }
+    } else
+        remember_keeper(pid, ask->request.id);
 }
 
 /* True when the connection is to stay open for the answer. */
 static int on_kill(struct asked *ask) {
-    for (int i = 0; i < keeper_count; i++)
-        if (keepers[i].id == ask->request.id)
-            kill(keepers[i].pid, SIGKILL);
+    kill_keeper(ask->request.id);
     if (sweeping_count == CONNECTIONS) {
         say_error(ask->conn, STAGE_NONE, EAGAIN);
         return 0;
     }
     sweeping[sweeping_count++] = ask->conn;
-    strays = 1;
     return 1;
+}
+
+static void tell_swept(void) {
+    for (int i = 0; i < sweeping_count; i++) {
+        say(sweeping[i], REPLY_OK, 0, NULL, 0, -1);
+        close(sweeping[i]);
+    }
+    sweeping_count = 0;
 }
 
 static void on_listen(struct asked *ask) {
@@ -201,7 +121,7 @@ static void on_listen(struct asked *ask) {
 
 /* A large write goes on beside us; where no process can be had, we do it ourselves. */
 static void on_write(struct asked *ask) {
-    if (ask->request.flags & FLAG_PAYLOAD && keeper_count < KEEPERS) {
+    if (ask->request.flags & FLAG_PAYLOAD && has_room_for_keeper()) {
         pid_t pid = fork();
         if (pid == 0) {
             drop_all_but(ask->conn);
@@ -209,8 +129,7 @@ static void on_write(struct asked *ask) {
             _exit(0);
         }
         if (pid > 0) {
-            keepers[keeper_count].pid = pid;
-            keepers[keeper_count++].id = 0;
+            remember_keeper(pid, 0);
             return;
         }
     }
@@ -352,7 +271,7 @@ int main(int argc, char **argv) {
         int count = waiting_count;
         for (int i = 0; i < count; i++)
             polled[3 + i] = (struct pollfd){waiting[i], POLLIN, 0};
-        if (poll(polled, (nfds_t)(3 + count), strays ? 2 : -1) < 0 && errno != EINTR)
+        if (poll(polled, (nfds_t)(3 + count), has_strays() ? 2 : -1) < 0 && errno != EINTR)
             return 3;
         if (polled[2].revents)
             return 0; /* the launcher is gone */
@@ -360,7 +279,7 @@ int main(int argc, char **argv) {
             struct signalfd_siginfo told;
             while (read(child_signals, &told, sizeof told) > 0)
                 continue;
-            reap();
+            reap_children();
         }
         for (int i = count - 1; i >= 0; i--)
             if (polled[3 + i].revents && serve(polled[3 + i].fd))
@@ -373,6 +292,7 @@ int main(int argc, char **argv) {
                     waiting_count--;
             }
         }
-        sweep();
+        if (sweep_strays())
+            tell_swept();
     }
 }

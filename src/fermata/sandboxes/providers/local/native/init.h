@@ -3,6 +3,7 @@
 
 #include "wire.h"
 #include <stddef.h>
+#include <sys/types.h>
 
 /* One request as it came. The strings lie in `text`, which is ours to write in. */
 struct asked {
@@ -20,6 +21,14 @@ void say_error(int conn, int stage, int error);
 /* keeper.c */
 int load_filter(int fd);
 void keep_command(struct asked *ask) __attribute__((noreturn));
+
+/* strays.c */
+int has_room_for_keeper(void);
+int has_strays(void);
+void remember_keeper(pid_t pid, uint64_t id);
+void kill_keeper(uint64_t id);
+void reap_children(void);
+int sweep_strays(void);
 
 /* files.c */
 int open_at(int base, const char *path, uint64_t flags);

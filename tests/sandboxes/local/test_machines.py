@@ -1,0 +1,125 @@
+"""Machines that lack something, and the words for it; and the whole of these tests as an ordinary user."""
+
+import asyncio
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from tests.sandboxes.local.support import ORDINARY
+
+from fermata.sandboxes.providers.local.engine import explain
+from fermata.sandboxes.providers.local.native import build
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+
+_OPEN = """
+import asyncio, sys
+from pathlib import Path
+from fermata.kit.errors import SandboxUnsupportedError
+from fermata.sandboxes.contract import SandboxSpec
+from tests.sandboxes.local.support import make_provider
+async def main():
+    provider = make_provider(Path(sys.argv[1]))
+    report = await provider.open()
+    print("usable", report.usable, "|".join(report.missing), flush=True)
+    if not report.usable:
+        try:
+            await provider.create(SandboxSpec("refused"))
+        except SandboxUnsupportedError as error:
+            print("refused", error.message == chr(10).join(report.missing), flush=True)
+    await provider.close()
+asyncio.run(main())
+"""
+
+
+async def open_on_a_machine_where(setup: str, data_dir: Path, *enter: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *(*enter, "sh", "-c", f'{setup} && exec "$@"', "sh", sys.executable, "-c", _OPEN, str(data_dir)),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    out, _ = await process.communicate()
+    return out.decode()
+
+
+@pytest.mark.as_root
+async def test_without_bubblewrap_nothing_runs_and_the_report_says_how_to_get_it(tmp_path: Path) -> None:
+    hide = "mount --bind /dev/null $(command -v bwrap)"
+    told = await open_on_a_machine_where(hide, tmp_path, "unshare", "-m")
+    assert "usable False bubblewrap is not installed: apt-get install bubblewrap\n" in told
+    assert "refused True" in told
+
+
+@pytest.mark.as_root
+async def test_without_user_namespaces_nothing_runs_and_the_report_says_how_to_allow_them(
+    tmp_path: Path,
+) -> None:
+    forbid = "echo 0 > /proc/sys/user/max_user_namespaces"
+    told = await open_on_a_machine_where(forbid, tmp_path, "unshare", "-rm")
+    assert "usable False no user namespace is left: sudo sysctl -w user.max_user_namespaces=65536\n" in told
+    assert "refused True" in told
+
+
+@pytest.mark.as_root
+async def test_where_parts_of_proc_are_hidden_the_report_names_the_containers_options(tmp_path: Path) -> None:
+    hide = "mount -t tmpfs none /proc/fs"
+    told = await open_on_a_machine_where(hide, tmp_path, "unshare", "-m")
+    assert "usable False" in told
+    assert "docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined" in told
+
+
+@pytest.mark.parametrize(
+    ("said", "repair"),
+    [
+        ("launcher: unshare: Operation not permitted", "docker run"),
+        ("bwrap: Can't mount proc on /newroot/proc: Operation not permitted", "docker run"),
+        ("launcher: newuidmap or newgidmap refused", "usermod --add-subuids"),
+        ("launcher: overlay: Operation not permitted", "kernel 5.11"),
+        ("bwrap: Unknown option --perms", "apt-get install bubblewrap"),
+    ],
+)
+def test_each_refusal_of_a_machine_has_its_repair(said: str, repair: str) -> None:
+    assert repair in explain(said)
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no compiler here")
+def test_the_programs_build_anew_and_are_known_to_be_built(tmp_path: Path) -> None:
+    assert not build.is_built(tmp_path)
+    build.build(tmp_path)
+    assert build.is_built(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(build.FILES)
+    (tmp_path / "sources.sha256").write_text("other sources")
+    assert not build.is_built(tmp_path)
+
+
+def test_without_a_compiler_the_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if build.compilers():
+        pytest.skip("zig is installed")
+    with pytest.raises(build.BuildError, match="no C compiler"):
+        build.build(tmp_path / "bin")
+
+
+@pytest.mark.as_root
+@pytest.mark.parametrize("tests", ["test_walls.py", "test_limits.py", "test_servers.py", "test_snapshots.py"])
+async def test_it_all_holds_for_an_ordinary_user(tests: str, tmp_path: Path) -> None:
+    place = tmp_path / "user"
+    place.mkdir()
+    for path in (place, *place.parents):
+        if path.stat().st_uid == 0 and path != Path("/tmp") and str(path).startswith("/tmp/"):
+            path.chmod(path.stat().st_mode | 0o711)
+    os.chown(place, ORDINARY, ORDINARY)
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups", "--"),
+        *(sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+        *(f"--basetemp={place}/t", str(HERE / tests)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "HOME": str(place), "HYPOTHESIS_STORAGE_DIRECTORY": f"{place}/h"},
+        cwd=ROOT,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()[-6000:]
