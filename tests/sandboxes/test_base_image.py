@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fermata.kit.errors import SettingsError
@@ -162,7 +162,7 @@ kinds = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(names, kinds, targets), max_size=8))
 def test_no_mixture_of_entries_leads_out_of_the_tree(
     tmp_path_factory: pytest.TempPathFactory, mixture: list[tuple[str, bytes, str]]

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
@@ -312,7 +312,7 @@ async def test_a_request_that_is_not_clear_is_refused_before_anything_is_looked_
     assert world.names.asked == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.binary(max_size=40)

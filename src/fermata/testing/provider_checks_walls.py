@@ -132,7 +132,9 @@ class WallChecks(Checks):
         await box.start_detached(["sh", "-c", f"touch /tmp/{mark}; sleep 300; exit", mark])
 
         async def is_running() -> bool:
-            return mark.encode() in (await shell(box, "cat /proc/[0-9]*/cmdline"))
+            # Its exit status tells only of processes that ended while it read.
+            seen = await box.exec(["sh", "-c", "cat /proc/[0-9]*/cmdline"])
+            return mark.encode() in seen.stdout
 
         await eventually(is_running)
         seen = await other.exec(["sh", "-c", f"cat /proc/[0-9]*/cmdline; ls /tmp {box.working_directory}"])
