@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+from datetime import timedelta
+from typing import Any
 
 from tests.support.serving import Client, Served
 
@@ -370,3 +372,52 @@ async def test_an_archived_machine_sleeps_and_comes_back_with_its_files(served: 
     assert back.json["session"]["lifecycleState"] == "hibernated"
     assert (await ada.post("/api/sandbox", wake)).status == 200
     assert (await ada.get(path)).json["session"]["lifecycleState"] == "active"
+
+
+async def start_turn(client: Client, session: dict[str, Any], script: str) -> str:
+    """A turn of the demo model that runs `script`; returns its run's id and lets it go on."""
+    text = f"```bash\n{script}\n```"
+    message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": text}]}
+    body = {"sessionId": session["id"], "chatId": session["chat"]["id"], "messages": [message]}
+    async with client.http.post(
+        f"{client.url}/api/chat", json=body, headers={"x-api-key": str(client.key)}
+    ) as response:
+        assert response.status == 200, await response.text()
+        return response.headers["x-workflow-run-id"]
+
+
+async def test_deleting_a_session_ends_its_running_turn(served: Served) -> None:
+    ada = await served.client()
+    session = await ada.open()
+    run_id = await start_turn(ada, session, "sleep 30")
+    assert (await ada.get(f"/api/chat/runs/{run_id}")).json["status"] in ("queued", "running")
+    assert (await ada.delete(f"/api/sessions/{session['id']}")).status == 200
+    run = await served.fermata.runs.wait(run_id, timedelta(seconds=15))
+    assert run.state == "cancelled"
+
+
+async def test_deleting_a_chat_ends_its_running_turn_and_no_other(served: Served) -> None:
+    ada = await served.client()
+    session = await ada.open()
+    path = f"/api/sessions/{session['id']}/chats"
+    other = (await ada.post(path)).json["chat"]
+    run_id = await start_turn(ada, session, "sleep 30")
+    kept = await start_turn(ada, {"id": session["id"], "chat": other}, "sleep 1; echo done")
+    assert (await ada.delete(f"{path}/{session['chat']['id']}")).status == 200
+    assert (await served.fermata.runs.wait(run_id, timedelta(seconds=15))).state == "cancelled"
+    assert (await served.fermata.runs.wait(kept, timedelta(seconds=15))).state == "completed"
+    left = (await ada.get(f"{path}/{other['id']}")).json
+    assert [message["role"] for message in left["messages"]] == ["user", "assistant"]
+    assert left["isStreaming"] is False
+
+
+async def test_archiving_ends_a_running_turn_and_keeps_what_it_said(served: Served) -> None:
+    ada = await served.client()
+    session = await ada.open()
+    run_id = await start_turn(ada, session, "echo one; sleep 30")
+    path = f"/api/sessions/{session['id']}"
+    assert (await ada.patch(path, {"status": "archived"})).status == 200
+    assert (await served.fermata.runs.wait(run_id, timedelta(seconds=15))).state == "cancelled"
+    chat = (await ada.get(f"{path}/chats/{session['chat']['id']}")).json
+    assert [message["role"] for message in chat["messages"]] == ["user", "assistant"]
+    assert (await ada.get(path)).json["session"]["lifecycleState"] == "archived"

@@ -4,7 +4,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from fermata import __version__
@@ -19,6 +18,7 @@ from fermata.edges.http import (
     sandbox,
     sessions,
 )
+from fermata.edges.http.door import Door
 from fermata.edges.http.errors import plain_error, unexpected_response
 from fermata.edges.http.openapi import DESCRIPTION, build_openapi
 from fermata.wiring import Fermata
@@ -64,13 +64,14 @@ class App(FastAPI):
             redoc_url=None,
             redirect_slashes=False,
         )
-        for router in _ROUTERS:
-            self.router.routes.extend(router.routes)
-        self._static: dict[str, list[BaseRoute]] = {}
-        self._dynamic: list[BaseRoute] = []
-        for route in self.router.routes:
-            path = getattr(route, "path", "{")
-            (self._dynamic if "{" in path else self._static.setdefault(path, [])).append(route)
+        self._doors = [route for router in _ROUTERS for route in router.routes if isinstance(route, Door)]
+        self.router.routes.extend(self._doors)
+        #: Looked up, where there is nothing in a path to fill in; the others are tried one after the other.
+        self._fixed: dict[str, list[Door]] = {}
+        self._patterns: list[Door] = []
+        for door in self._doors:
+            fixed = "{" not in door.path
+            (self._fixed.setdefault(door.path, []) if fixed else self._patterns).append(door)
         self.fermata = fermata
         #: Set when the server is asked to end: `/healthz` then sends balancers elsewhere.
         self.draining = False
@@ -92,7 +93,7 @@ class App(FastAPI):
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] += _CORS
+                message["headers"] = [*message["headers"], *_CORS]
             await send(message)
 
         try:
@@ -104,22 +105,20 @@ class App(FastAPI):
             await response(scope, receive, send_with_cors)
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method = scope["method"]
-        if method != "OPTIONS":
-            for routes in (self._static.get(scope["path"], ()), self._dynamic):
-                for route in routes:
-                    match, found = route.matches(scope)
-                    if match is Match.FULL:
-                        scope.update(found)
-                        await route.handle(scope, receive, send)
-                        return
+        method, path = scope["method"], scope["path"]
+        for doors in (self._fixed.get(path, ()), self._patterns):
+            for door in doors:
+                if method in door.methods and (found := door.path_regex.match(path)):
+                    scope["path_params"] = found.groupdict()
+                    await door.serve(scope, receive, send)
+                    return
         await self._answer_unmatched(scope)(scope, receive, send)
 
     def _answer_unmatched(self, scope: Scope) -> Response:
         methods: set[str] = set()
-        for route in self.router.routes:
-            if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
-                methods |= route.methods or set()
+        for door in self._doors:
+            if door.path_regex.match(scope["path"]):
+                methods |= door.methods
         if not methods:
             return plain_error(404, "not_found", "Not found")
         allow = {"allow": ", ".join(sorted(methods | {"OPTIONS"}))}

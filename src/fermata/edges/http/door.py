@@ -66,6 +66,10 @@ def body(
 
 
 class Door(APIRoute):
+    """A route; what stands in braces in its path is text without a slash, or with `:path` any text."""
+
+    methods: set[str]
+
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         self.rules = rules_of(endpoint)
@@ -84,9 +88,9 @@ class Door(APIRoute):
         self._body: tuple[str, type[BaseModel]] | None = None
         for field in dependant.body_params:
             self._body = field.name, _model_of(field)
-        self.app: ASGIApp = self._serve
+        self.app: ASGIApp = self.serve
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = await self._answer(Request(scope, receive))
         except FermataError as error:
