@@ -88,7 +88,7 @@ def _busy(server: ServerProcess) -> list[Any]:
     """Live runs; the timers of running sandboxes, which only wait, left out."""
     return rows(
         server,
-        "SELECT kind, key, state, attempts FROM runs WHERE state IN ('queued', 'running') AND kind != 'timers'",
+        "SELECT kind, key, state FROM runs WHERE state IN ('queued', 'running') AND kind != 'timers'",
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from yarl import URL
 from fermata.accounts.model import Account
 from fermata.edges.http.app import App, create_app
 from fermata.kit.settings import load_settings
+from fermata.sandboxes.contract import SandboxProvider
 from fermata.sandboxes.providers.memory import MemoryProvider
 from fermata.turns.llms.catalogue import Catalogue
 from fermata.wiring import Fermata, open_fermata
@@ -103,6 +104,7 @@ async def serve(
     *,
     database_url: str | None = None,
     catalogue: Catalogue | None = None,
+    around_provider: Callable[[SandboxProvider], SandboxProvider] | None = None,
     **settings: str,
 ) -> AsyncIterator[Served]:
     """A server on a free port. Sandboxes start only when asked for, unless `orchestrator` says otherwise."""
@@ -111,7 +113,9 @@ async def serve(
     if database_url is not None:
         environment["FERMATA_DATABASE_URL"] = database_url
     provider = MemoryProvider(data_dir / "sandboxes")
-    async with open_fermata(load_settings(environment), provider=provider, catalogue=catalogue) as fermata:
+    async with open_fermata(
+        load_settings(environment), provider=provider, catalogue=catalogue, around_provider=around_provider
+    ) as fermata:
         app = create_app(fermata)
         async with listen(app) as url, aiohttp.ClientSession() as http:
             yield Served(fermata, app, url, http)
