@@ -24,7 +24,7 @@ from fermata.sandboxes.providers.local.records import Home, Layout, Record
 from fermata.sandboxes.providers.local.seccomp import build_filter
 
 _log = structlog.get_logger(__name__)
-_PROGRAMS = Path(__file__).parent / "bin"
+_SHIPPED = Path(__file__).parent / "bin"
 _DOCKER = "docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined"
 
 
@@ -99,23 +99,18 @@ async def prepare(layout: Layout, installation: str, defaults: Limits) -> Engine
         rules = build_filter()
     except SandboxUnsupportedError as error:
         missing.append(error.message)
-    if not build.is_built(_PROGRAMS):
-        try:
-            compiler = await asyncio.to_thread(build.build, _PROGRAMS)
-            _log.info("programs_built", compiler=compiler)
-        except (build.BuildError, OSError) as error:
-            _log.warning("programs_not_built", error=str(error))
-            missing.append(
-                "the sandbox programs are not built and no C compiler works here: "
-                "apt-get install gcc libc6-dev"
-            )
-    if missing or bubblewrap is None:
+    programs = await asyncio.to_thread(_programs, layout)
+    if programs is None:
+        missing.append(
+            "the sandbox programs are not built and no C compiler works here: apt-get install gcc libc6-dev"
+        )
+    if missing or bubblewrap is None or programs is None:
         raise SandboxUnsupportedError("\n".join(missing))
     _raise_descriptor_limit()
     mapping = own_mapping()
     launcher = Launcher(
-        program=_PROGRAMS / "launcher",
-        init=_PROGRAMS / "init",
+        program=programs / "launcher",
+        init=programs / "init",
         bubblewrap=bubblewrap,
         seccomp=rules,
         mapping=mapping,
@@ -125,6 +120,23 @@ async def prepare(layout: Layout, installation: str, defaults: Limits) -> Engine
     name = f"fermata-{installation}-{hashlib.sha256(os.fsencode(layout.root)).hexdigest()[:8]}"
     groups = await asyncio.to_thread(find_control_groups, name, mapping.first_id)
     return Engine(launcher, groups, mapping, defaults, hidden, layout)
+
+
+def _programs(layout: Layout) -> Path | None:
+    """Where the C programs are: as shipped, or built here at the first start from a checkout."""
+    places = (_SHIPPED, layout.root / "programs")
+    for place in places:
+        if build.is_built(place):
+            return place
+    for place in places:
+        try:
+            compiler = build.build(place)
+        except (build.BuildError, OSError) as error:
+            _log.warning("programs_not_built", error=str(error))
+        else:
+            _log.info("programs_built", compiler=compiler)
+            return place
+    return None
 
 
 def _raise_descriptor_limit() -> None:
