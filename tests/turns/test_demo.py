@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from fermata.kit.errors import SandboxGoneError
 from fermata.sandboxes.contract import Sandbox
 from fermata.testing.memory_journal import MemoryJournal
 from fermata.testing.turns import a_turn, check_stream, play
@@ -80,3 +81,33 @@ async def test_a_stop_ends_the_command_that_the_demo_model_runs(sandbox: Sandbox
         ["sh", "-c", "ps -eo stat,args | grep '[s]leep 61.25' | grep -v '^Z' | grep -v sh"]
     )
     assert listed.stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("text", "commands"),
+    [
+        ("```bash\r\necho a\r\n```\r\n", ["echo a"]),
+        ("- one:\n  ```sh\n  if true; then\n    echo b\n  fi\n  ```\n", ["if true; then\n  echo b\nfi"]),
+        ("```shell\necho c", ["echo c"]),
+        ("```\necho no\n```\n```bash\n\n```\n", []),
+    ],
+)
+async def test_the_demo_model_finds_blocks_as_people_write_them(
+    sandbox: Sandbox, text: str, commands: list[str]
+) -> None:
+    outcome = await demo(text, sandbox)
+    tools = [part for part in outcome.message["parts"] if part["type"] == "tool-bash"]
+    assert [part["input"]["command"] for part in tools] == commands
+
+
+async def test_the_demo_model_tells_why_a_command_has_no_status(sandbox: Sandbox) -> None:
+    class Gone:
+        """A sandbox that goes away."""
+
+        def __getattr__(self, name: str) -> object:
+            raise SandboxGoneError("This sandbox is gone.")
+
+    outcome = await demo("```bash\nls\n```", Gone())
+    assert (
+        outcome.message["parts"][-1]["text"] == "`ls` has no exit status:\n\n```\nThis sandbox is gone.\n```"
+    )

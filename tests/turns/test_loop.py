@@ -1,6 +1,7 @@
 """A turn from its start to its end, without accidents."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -318,3 +319,14 @@ async def test_arguments_that_are_nested_too_deeply_are_broken() -> None:
     check_stream(journal, outcome)
     assert tool.inputs == []
     assert "nested too deeply" in outcome.history[1].results[0].error
+
+
+async def test_a_long_input_in_small_pieces_is_taken_in_one_pass() -> None:
+    # Reading the input anew with each piece would take hours here.
+    text = json.dumps({"content": "x" * 400_000})
+    pieces = [text[at : at + 20] for at in range(0, len(text), 20)]
+    tool, journal = RecordingTool(), MemoryJournal()
+    llm = ScriptedLlm([*asks("a", "note", json.loads(text), *pieces), TOOLS], [*says("Done."), ends()])
+    outcome = await play(llm, tools=Toolset([tool]), journal=journal)
+    assert outcome.end is TurnEnd.COMPLETED
+    assert len(tool.inputs[0]["content"]) == 400_000

@@ -28,6 +28,7 @@ KEYS: dict[str, frozenset[str]] = {
     "tool-output-available": frozenset({"toolCallId", "output", "preliminary"}),
     "tool-output-error": frozenset({"toolCallId", "errorText"}),
     "message-metadata": frozenset({"messageMetadata"}),
+    "data-steer": frozenset({"id", "data"}),
     "error": frozenset({"errorText"}),
     "finish": frozenset({"finishReason", "messageMetadata"}),
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fermata.sandboxes.contract import Sandbox
-from fermata.turns.model import Chunk, ModelCall, ModelEvent, ToolDescription
+from fermata.turns.model import Chunk, ModelCall, ModelEvent, Text, ToolDescription, UserMessage
 
 
 class Llm(Protocol):
@@ -57,6 +57,24 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
+class Steered:
+    """A user's message that a running turn has taken."""
+
+    message_id: str
+    message: UserMessage
+
+    @property
+    def chunk(self) -> Chunk:
+        """What viewers are told. Files are left to the stored message."""
+        text = "".join(part.text for part in self.message.parts if isinstance(part, Text))
+        return {
+            "type": "data-steer",
+            "id": self.message_id,
+            "data": {"messageId": self.message_id, "text": text},
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Recorded:
     """Everything a turn had committed when it was picked up; empty for a new one."""
 
@@ -65,6 +83,8 @@ class Recorded:
     steps: tuple[dict[str, Any], ...] = ()
     #: By call id.
     effects: dict[str, Effect] = field(default_factory=dict)
+    #: By the number of the model call that was the first to see them, in their order.
+    steered: dict[int, tuple[Steered, ...]] = field(default_factory=dict)
 
 
 class Journal(Protocol):
@@ -76,6 +96,11 @@ class Journal(Protocol):
 
     async def append(self, chunks: Sequence[Chunk]) -> None:
         """Store chunks. The order of calls is the order in the stream."""
+        ...
+
+    async def take_steering(self, number: int, chunks: Sequence[Chunk]) -> Sequence[Steered]:
+        """Take the messages that were sent for the running turn, before its model call `number`: each is
+        taken once, and stored with `chunks` and then its own chunk. Empty: nothing was written."""
         ...
 
     async def record_step(self, number: int, record: dict[str, Any], chunks: Sequence[Chunk]) -> None:

@@ -186,7 +186,8 @@ class Fold:
                 part = self._update(chunk, "input-streaming", {})
                 self._pieces[id(part)] = []
             case "tool-input-delta":
-                part = self._known(chunk)
+                # Not settled here: reading the input anew with each piece would take time in its square.
+                part = self._calls.get(call_id, {})
                 if id(part) not in self._pieces:
                     raise ChunkOrderError(f"tool-input-delta for a call that is not open: {call_id}")
                 self._pieces[id(part)].append(chunk["inputTextDelta"])

@@ -78,9 +78,11 @@ async def _call_model(progress: Progress, llm: Llm, tools: Toolset, stopping: as
     """One model call, streamed and recorded."""
     _check(stopping)
     turn = progress.turn
+    progress.emit(*progress.fold.closing_chunks(CUT_CALL))
+    await progress.take_steering()
     messages = turn.history + progress.messages()
     call = ModelCall(turn.model_id, turn.instructions, messages, tools.descriptions)
-    progress.emit(*progress.fold.closing_chunks(CUT_CALL), make.start_step())
+    progress.emit(make.start_step())
     number = progress.fold.steps_started
     encoder = CallEncoder(number, progress.taken)
     async with EventReader(llm, call, stopping) as reader:

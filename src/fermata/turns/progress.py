@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from fermata.turns import chunks as make
 from fermata.turns.chunks import merge_deltas
-from fermata.turns.contract import Journal, Recorded
+from fermata.turns.contract import Journal, Recorded, Steered
 from fermata.turns.fold import Fold
 from fermata.turns.history import call_ids, message_from_json, message_to_json
 from fermata.turns.model import (
@@ -104,6 +104,8 @@ class Progress:
         #: Calls that were intended, in this process or an earlier one.
         self.intended: set[str] = set()
         self.results: dict[str, ToolResult] = {}
+        #: What the user has sent meanwhile, by the number of the first model call that sees it.
+        self.steered: dict[int, tuple[Steered, ...]] = {}
         #: Call ids that a new call must not have.
         self.taken = call_ids(turn.history)
 
@@ -121,6 +123,7 @@ class Progress:
         self.fold.add_all(recorded.chunks)
         self.steps = [Step.from_json(record) for record in recorded.steps]
         self.intended = set(recorded.effects)
+        self.steered = dict(recorded.steered)
         for call_id, effect in recorded.effects.items():
             if effect.result is not None:
                 self.results[call_id] = ToolResult(
@@ -153,6 +156,15 @@ class Progress:
     async def flush(self) -> None:
         if self._pending:
             await self._written(self._journal.append(self._take()))
+
+    async def take_steering(self) -> None:
+        """Let the next model call see what the user has sent meanwhile."""
+        number, pending = len(self.steps), merge_deltas(self._pending)
+        taken = tuple(await self._written(self._journal.take_steering(number, pending)))
+        if taken:
+            self._pending = []
+            self.fold.add_all(steered.chunk for steered in taken)
+            self.steered[number] = self.steered.get(number, ()) + taken
 
     async def record_step(self, step: Step) -> None:
         record = self._journal.record_step(len(self.steps), step.to_json(), self._take())
@@ -197,11 +209,13 @@ class Progress:
     def messages(self, end: TurnEnd = TurnEnd.COMPLETED) -> tuple[Message, ...]:
         """What the model sees of this turn; a call that has no result because of `end` is given one."""
         messages: list[Message] = []
-        for step in self.steps:
+        for number, step in enumerate(self.steps):
+            messages += (steered.message for steered in self.steered.get(number, ()))
             if step.answer.parts:
                 messages.append(step.answer)
             if step.calls:
                 messages.append(ToolMessage(tuple(self._result(call, end) for call in step.calls)))
+        messages += (steered.message for steered in self.steered.get(len(self.steps), ()))
         return tuple(messages)
 
     def _result(self, call: ToolCall, end: TurnEnd) -> ToolResult:

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import chain
+from textwrap import dedent
 
 from fermata.turns.model import (
     FinishReason,
@@ -36,7 +37,9 @@ MODEL_ID = "demo/shell"
 #: At most this much of an output is repeated in the report.
 OUTPUT_LIMIT = 4_000
 
-_BLOCK = re.compile(r"^[ \t]*```(?:bash|sh|shell)[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^[ \t]*```(?:bash|sh|shell)[ \t]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
+)
 
 _EXPLANATION = (
     "I am demo/shell, a built-in stand-in for a language model. I need no key and no network, and I do not "
@@ -58,7 +61,7 @@ class DemoLlm:
 
 async def _events(call: ModelCall) -> AsyncIterator[ModelEvent]:
     asked, results = _since_user(call.messages)
-    blocks = [block for block in _BLOCK.findall(asked) if block.strip()]
+    blocks = [dedent(block) for block in _BLOCK.findall(asked.replace("\r\n", "\n")) if block.strip()]
     usage_in = sum(_words(message) for message in call.messages) + len(call.instructions.split())
     if not blocks:
         text, command = _EXPLANATION, None
@@ -115,9 +118,7 @@ def _one(block: str, result: ToolResult) -> str:
     if result.error is not None or not isinstance(result.output, dict):
         return f"`{first}` has no result: {result.error or result.output}"
     status = result.output.get("exitCode")
-    head = f"`{first}` " + (
-        "was ended at its time limit" if status is None else f"exited with status {status}"
-    )
+    head = f"`{first}` " + ("has no exit status" if status is None else f"exited with status {status}")
     output = "\n".join(
         str(text).rstrip("\n") for name in ("stdout", "stderr", "error") if (text := result.output.get(name))
     )
