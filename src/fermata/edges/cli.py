@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import fermata
-from fermata.edges.cli_keys import keys
+from fermata.edges.cli_keys import keys, link
 from fermata.edges.options import read_settings, settings_options
 from fermata.kit.errors import ErrorKind, FermataError
 
@@ -65,6 +65,7 @@ def demo(keep: bool) -> None:
 
 
 cli.add_command(keys)
+cli.add_command(link)
 
 
 @cli.command()

@@ -1,5 +1,8 @@
-"""`fermata keys`: accounts' API keys, for whoever runs the server. Works on the database, with or without a
-running server; what it changes counts at once."""
+"""`fermata keys` and `fermata link`: API keys of accounts, and repositories they may work on.
+
+For whoever runs the server. Both work on the database, with or without a running server; what they change
+counts at once.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,12 +13,13 @@ from typing import Any
 import click
 
 from fermata.accounts import store
-from fermata.accounts.model import parse_key_text
+from fermata.accounts.model import Account, parse_key_text
 from fermata.accounts.service import AccountService
 from fermata.edges.options import read_settings, settings_options
 from fermata.kit.clock import SystemClock
 from fermata.kit.database import Database
 from fermata.kit.errors import NotFoundError
+from fermata.workspaces.model import RepositoryName
 
 
 @click.group()
@@ -56,15 +60,11 @@ def create(
         raise click.UsageError("Give --account or --new-account, not both.")
 
     async def work(database: Database, accounts: AccountService) -> None:
-        if new_account:
-            account = await accounts.create_account(new_account)
-        elif account_id:
-            account = await accounts.get_account(account_id)
-        else:
-            first = await database.read(store.find_first_account)
-            if first is None:
-                raise NotFoundError("There is no account yet. Start the server once, or use --new-account.")
-            account = first
+        account = (
+            await accounts.create_account(new_account)
+            if new_account
+            else await _account(database, accounts, account_id)
+        )
         expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
         text = await accounts.create_key(account.id, name, expires_at=expires_at)
         click.echo(f"Key for account {account.id} ({account.name}):", err=True)
@@ -104,3 +104,33 @@ def revoke(config: Path | None, key: str, **flags: str | None) -> None:
         click.echo("revoked" if was_good else "was revoked before")
 
     _run(config, flags, work)
+
+
+@click.command()
+@settings_options
+@click.argument("repository")
+@click.option(
+    "--account", "account_id", help="Id of an account or organization; the first account when absent."
+)
+def link(config: Path | None, repository: str, account_id: str | None, **flags: str | None) -> None:
+    """Let an account work on a repository that is not its workspace. REPOSITORY is OWNER/NAME."""
+    owner, _, name = repository.partition("/")
+    wanted = RepositoryName(owner, name)
+
+    async def work(database: Database, accounts: AccountService) -> None:
+        account = await _account(database, accounts, account_id)
+        is_new = await accounts.link_repository(account.id, wanted.owner, wanted.name)
+        click.echo("linked" if is_new else "was linked before")
+
+    _run(config, flags, work)
+
+
+async def _account(database: Database, accounts: AccountService, account_id: str | None) -> Account:
+    if account_id:
+        return await accounts.get_account(account_id)
+    first = await database.read(store.find_first_account)
+    if first is None:
+        raise NotFoundError(
+            "There is no account yet. Start the server once, or use `keys create --new-account`."
+        )
+    return first

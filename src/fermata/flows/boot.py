@@ -34,9 +34,10 @@ CLONE_LIMIT = timedelta(minutes=10)
 #: $1 clone URL, $2 default branch. Standard input is a bundle. `origin` is set up as after a clone.
 _CLONE = """
 set -e
-trap 'rm -f /tmp/workspace.bundle' EXIT
-cat > /tmp/workspace.bundle
-git clone --quiet --branch "$2" /tmp/workspace.bundle .
+bundle=$(mktemp)
+trap 'rm -f "$bundle"' EXIT
+cat > "$bundle"
+git clone --quiet --branch "$2" "$bundle" .
 git remote set-url origin "$1"
 git config include.path fermata-author
 """
