@@ -200,10 +200,12 @@ async def test_a_cancelled_create_leaves_nothing(tmp_path: Path) -> None:
     await provider.open()
     for number in range(8):
         task = asyncio.create_task(provider.create(SandboxSpec(f"cut-{number}")))
-        await asyncio.sleep(0.002 * number)
+        await asyncio.sleep(0.0015 * number)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        if not isinstance(ended, asyncio.CancelledError):  # it was quicker
+            assert number > 1
+            await provider.destroy(f"cut-{number}")
     assert await provider.list_sandboxes() == []
     for place in ("sandboxes", "staging", "trash"):
         assert os.listdir(tmp_path / place) == []
