@@ -34,8 +34,8 @@ async def make_server(forks: ForkServer) -> AsyncIterator[MakeServer]:
         async def make(home: str = "home", **settings: str) -> ServerProcess:
             (directory / home).mkdir(exist_ok=True)
             server = ServerProcess(forks, directory / home, **settings)
-            stack.push_async_callback(_end, server)
             await server.start()
+            stack.push_async_callback(_end, server)
             return server
 
         yield make

@@ -1,15 +1,29 @@
 """Starts many servers in little time: one process has everything loaded and forks itself for each.
 
 Run as a program it reads requests from standard input, one JSON a line, and answers each with a line:
-`{"start": environment, "log": path}` -> the process id; `{"status": pid}` -> the exit status, or null.
+`{"start": "serve" or "worker", "environment": ..., "log": path}` -> the process id;
+`{"status": pid}` -> the exit status, or null.
 """
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
+
+# Loaded here, once, so that the forks need not.
+import alembic.command
+import alembic.config  # noqa: F401
+
+import fermata.kit.postgres
+import fermata.schema.migrate  # noqa: F401
+from fermata.edges.worker import work
+from fermata.kit.log import configure_logging
+from fermata.kit.settings import load_settings
+from tests.support import crashing
 
 
 class ForkServer:
@@ -22,8 +36,8 @@ class ForkServer:
             text=True,
         )
 
-    def start(self, environment: dict[str, str], log: Path) -> int:
-        return int(self._ask({"start": environment, "log": str(log)}))
+    def start(self, program: str, environment: dict[str, str], log: Path) -> int:
+        return int(self._ask({"start": program, "environment": environment, "log": str(log)}))
 
     def status(self, pid: int) -> int | None:
         """As `Popen.returncode`."""
@@ -45,7 +59,7 @@ class ForkServer:
         return json.loads(self._process.stdout.readline())
 
 
-def _start(environment: dict[str, str], log: str) -> int:
+def _start(program: str, environment: dict[str, str], log: str) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -58,10 +72,15 @@ def _start(environment: dict[str, str], log: str) -> int:
             os.dup2(opened, number)
             os.close(opened)
         os.dup2(1, 2)
-        from tests.support.crashing import main as serve
-
-        serve()
+        if program == "worker":
+            settings = load_settings(os.environ)
+            configure_logging(level=settings.log_level)
+            asyncio.run(work(settings))
+        else:
+            crashing.main()
         status = 0
+    except BaseException:  # noqa: BLE001 - the fork must not go on as its parent
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(status)
@@ -72,14 +91,13 @@ def main() -> None:
     import alembic.command
     import alembic.config  # noqa: F401
 
-    import fermata.schema.migrate  # noqa: F401
     import tests.support.crashing  # noqa: F401
 
     codes: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if "start" in request:
-            answer: int | None = _start(request["start"], request["log"])
+            answer: int | None = _start(request["start"], request["environment"], request["log"])
         else:
             pid = request["status"]
             ended, status = os.waitpid(pid, os.WNOHANG) if pid not in codes else (0, 0)

@@ -1,6 +1,7 @@
 """Servers as processes of their own, what they leave behind, and what a viewer sees of them."""
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -19,21 +20,25 @@ from tests.support.crashing import CRASH, LOG
 from tests.support.forking import ForkServer
 from tests.support.serving import Client
 
+_numbers = itertools.count()
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class ServerProcess:
     """A real `fermata serve` with real sandboxes, which can be started again on the same data."""
 
-    def __init__(self, forks: ForkServer, home: Path, **settings: str) -> None:
+    def __init__(self, forks: ForkServer, home: Path, *, program: str = "serve", **settings: str) -> None:
+        """`program`: `serve`, or `worker`, which has no HTTP."""
         self._forks = forks
+        self._program = program
         self.data = home / "data"
-        self._log = home / "server.log"
+        self._log = home / f"{program}-{next(_numbers)}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FERMATA_")}
         given = {"data_dir": str(self.data), "port": "0", "sandbox_base_build": "false"} | settings
         self._environment = environment | {f"FERMATA_{name.upper()}": value for name, value in given.items()}
         self.pid = 0
-        self.url = ""
+        #: The URL of a server, the name by which a worker holds its leases.
+        self.sign = ""
 
     @property
     def log(self) -> str:
@@ -45,13 +50,14 @@ class ServerProcess:
 
     async def start(self) -> None:
         begin = len(self.log)
-        self.pid = self._forks.start(self._environment, self._log)
+        self.pid = self._forks.start(self._program, self._environment, self._log)
         deadline = time.monotonic() + 40
-        while not (found := re.search(r"Fermata (http://\S+)", self.log[begin:])):
+        sign = r"Fermata (http://\S+)" if self._program == "serve" else r'"owner":"([^"]+)"'
+        while not (found := re.search(sign, self.log[begin:])):
             assert self.running(), self.log[begin:]
             assert time.monotonic() < deadline, self.log[begin:]
             await asyncio.sleep(0.01)
-        self.url = found[1]
+        self.sign = found[1]
 
     def running(self) -> bool:
         return self.pid != 0 and self._forks.status(self.pid) is None
@@ -89,7 +95,7 @@ class ServerProcess:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
         async with aiohttp.ClientSession() as http:
-            yield Client(self.url, http, self.key)
+            yield Client(self.sign, http, self.key)
 
     def processes(self) -> dict[int, float]:
         """Processes of this server's sandboxes, and their starts in seconds since boot."""
