@@ -5,8 +5,8 @@ However a chat is cut, it ends with the message that the server has stored.
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from tests.support.cutting_proxy import Cut, CuttingProxy, End, cutting_proxy, random_cuts
 from tests.support.databases import Databases
-from tests.support.node_clients import NodeClients, Packages, lay_out, node_clients
+from tests.support.node_clients import NodeClients, NodeOf, Packages, Viewer, has_text, node_processes
 from tests.support.serving import Client, Served, serve
 
 from fermata.kit.errors import ModelError
@@ -33,7 +33,6 @@ from fermata.turns.model import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 WORKFLOWS = ("workflow-ai-4", "workflow-ai-5", "@workflow/ai")
 VERSIONS = [Packages(ai, "@workflow/ai") for ai in ("ai", "ai7")]
 COMBINATIONS = [Packages(ai, workflow) for ai in ("ai", "ai7") for workflow in WORKFLOWS]
@@ -163,13 +162,11 @@ class Chat:
     def path(self) -> str:
         return f"/api/sessions/{self.session_id}/chats/{self.id}"
 
-    async def view(self, node: NodeClients, transport: str, name: str = "", **options: Any) -> "Viewer":
+    async def view(self, node: NodeClients, transport: str, name: str = "", **options: Any) -> Viewer:
         """A chat of the published package on this chat, behind the proxy."""
-        viewer = Viewer(node, f"{self.id}{name}", {"url": self.house.proxy.url, "key": self.house.ada.key})
-        await viewer.ask(
-            "open", chatId=self.id, sessionId=self.session_id, transport=transport, **viewer.door, **options
-        )
-        return viewer
+        door = {"url": self.house.proxy.url, "key": self.house.ada.key}
+        place = {"chatId": self.id, "sessionId": self.session_id}
+        return await node.open(f"{self.id}{name}", door, transport=transport, **place, **options)
 
     async def stored(self) -> list[dict[str, Any]]:
         """The stored messages, once the turn has ended."""
@@ -179,28 +176,6 @@ class Chat:
                 messages: list[dict[str, Any]] = answer["messages"]
                 return messages
             await asyncio.sleep(0.01)
-
-
-@dataclass
-class Viewer:
-    node: NodeClients
-    name: str
-    door: dict[str, Any]
-
-    async def ask(self, verb: str, **options: Any) -> dict[str, Any]:
-        return await self.node.ask(verb, chat=self.name, **options)
-
-    async def when(self, ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Look until the chat is so."""
-        while not ready(seen := await self.ask("look")):
-            await asyncio.sleep(0.01)
-        return seen
-
-
-def has_text(text: str) -> Callable[[dict[str, Any]], bool]:
-    return lambda seen: any(
-        text in part.get("text", "") for message in seen["messages"][1:] for part in message["parts"]
-    )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -216,25 +191,13 @@ async def house(databases: Databases, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def node_of(
-    node_scripts: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Callable[[Packages], Awaitable[NodeClients]]]:
-    """The node process of each set of packages, started with the first test that needs it."""
-    started: dict[Packages, NodeClients] = {}
-    async with AsyncExitStack() as stack:
-
-        async def start(packages: Packages) -> NodeClients:
-            if packages not in started:
-                tree = tmp_path_factory.mktemp("page")
-                lay_out(tree, node_scripts, PAGE, packages)
-                started[packages] = await stack.enter_async_context(node_clients(tree))
-            return started[packages]
-
+async def node_of(node_scripts: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NodeOf]:
+    async with node_processes(node_scripts, tmp_path_factory.mktemp("pages")) as start:
         yield start
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def node(node_of: Callable[[Packages], Awaitable[NodeClients]], packages: Packages) -> NodeClients:
+async def node(node_of: NodeOf, packages: Packages) -> NodeClients:
     return await node_of(packages)
 
 

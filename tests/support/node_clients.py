@@ -5,8 +5,8 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 LINE_LIMIT = 16 << 20
 #: No chat of a test takes so long; one that does will never end.
 ANSWER_SECONDS = 20
+ENDED = "the node process has ended"
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 _BLOCK = re.compile(r"```js\n// (?P<name>[a-z-]+\.js)\n(?P<code>.*?)```", re.DOTALL)
 
 
@@ -29,6 +31,9 @@ class Packages:
         return f"{self.ai} with {self.workflow}"
 
 
+NodeOf = Callable[[Packages], Awaitable["NodeClients"]]
+
+
 def documented_blocks(page: Path) -> dict[str, str]:
     """The blocks of a documentation page, by the file name in their first line."""
     text = page.read_text(encoding="utf-8")
@@ -37,7 +42,7 @@ def documented_blocks(page: Path) -> dict[str, str]:
     return blocks
 
 
-def lay_out(tree: Path, scripts: Path, page: Path, packages: Packages) -> None:
+def lay_out(tree: Path, scripts: Path, packages: Packages) -> None:
     """A directory as a page's own would be: its packages, the documented blocks, and our script."""
     installed = scripts.parent / "node_modules"
     modules = tree / "node_modules"
@@ -52,7 +57,7 @@ def lay_out(tree: Path, scripts: Path, page: Path, packages: Packages) -> None:
     # A copy, so that it finds the `ai` of this directory.
     shutil.copytree(installed / packages.workflow, modules / "@workflow" / "ai")
     (tree / "package.json").write_text('{"type": "module"}')
-    for name, code in documented_blocks(page).items():
+    for name, code in documented_blocks(PAGE).items():
         (tree / name).write_text(code, encoding="utf-8")
     shutil.copy(scripts / "chat.mjs", tree)
 
@@ -64,8 +69,10 @@ class NodeClients:
     process: asyncio.subprocess.Process
     _waiting: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     _count: int = 0
+    _ended: bool = False
 
     async def ask(self, verb: str, **options: Any) -> dict[str, Any]:
+        assert not self._ended, ENDED
         self._count += 1
         number = self._count
         self._waiting[number] = asyncio.get_running_loop().create_future()
@@ -78,13 +85,45 @@ class NodeClients:
         assert "thrown" not in answer, answer["thrown"]
         return answer
 
+    async def open(self, name: str, door: dict[str, Any], **options: Any) -> "Viewer":
+        """A new chat. `door` is the address of the server and a key."""
+        viewer = Viewer(self, name, door)
+        await viewer.ask("open", **door, **options)
+        return viewer
+
     async def read(self) -> None:
         assert self.process.stdout is not None
         while line := await self.process.stdout.readline():
             answer = json.loads(line)
             self._waiting[answer["id"]].set_result(answer)
+        self._ended = True
         for waiting in self._waiting.values():
-            waiting.set_exception(EOFError("the node process has ended"))
+            if not waiting.done():
+                waiting.set_exception(EOFError(ENDED))
+
+
+@dataclass
+class Viewer:
+    """One chat of the published package."""
+
+    node: NodeClients
+    name: str
+    door: dict[str, Any]
+
+    async def ask(self, verb: str, **options: Any) -> dict[str, Any]:
+        return await self.node.ask(verb, chat=self.name, **options)
+
+    async def when(self, ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Look until the chat is so."""
+        while not ready(seen := await self.ask("look")):
+            await asyncio.sleep(0.01)
+        return seen
+
+
+def has_text(text: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda seen: any(
+        text in part.get("text", "") for message in seen["messages"][1:] for part in message["parts"]
+    )
 
 
 @asynccontextmanager
@@ -106,3 +145,19 @@ async def node_clients(tree: Path) -> AsyncIterator[NodeClients]:
             process.kill()
         await process.wait()
         await reading
+
+
+@asynccontextmanager
+async def node_processes(scripts: Path, directory: Path) -> AsyncIterator[NodeOf]:
+    """The process of each set of packages, started when it is first asked for."""
+    started: dict[Packages, NodeClients] = {}
+    async with AsyncExitStack() as stack:
+
+        async def start(packages: Packages) -> NodeClients:
+            if packages not in started:
+                tree = directory / str(len(started))
+                lay_out(tree, scripts, packages)
+                started[packages] = await stack.enter_async_context(node_clients(tree))
+            return started[packages]
+
+        yield start
