@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support.databases import Databases
-from tests.support.processes import Seen, chat, shell, stored_messages, watch
+from tests.support.processes import Seen, chat, commands_running, shell, stored_messages, watch
 from tests.support.serving import Client, Served, serve
 from tests.support.watched import WatchedProvider, until
 
@@ -100,20 +100,6 @@ async def make_place(databases: Databases, tmp_path: Path) -> AsyncIterator[Make
 async def place(request: pytest.FixtureRequest, make_place: MakePlace) -> Place:
     made: Place = await make_place(request.param)
     return made
-
-
-def commands_running(text: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if (
-                entry.name.isdecimal()
-                and text in (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            ):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 # ---- one sandbox ----

@@ -138,6 +138,21 @@ def since_boot() -> float:
     return float(Path("/proc/uptime").read_text().split()[0])
 
 
+def commands_running(text: str) -> list[int]:
+    """Processes of this machine, in sandboxes or not, whose command line holds `text`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if (
+                entry.name.isdecimal()
+                and text in (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            ):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
 @dataclass
 class Seen:
     """What one viewer has of one stream."""
