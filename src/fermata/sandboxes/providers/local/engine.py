@@ -7,7 +7,7 @@ import os
 import re
 import resource
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -17,7 +17,7 @@ from fermata.sandboxes.contract import Limits
 from fermata.sandboxes.providers.local import walls
 from fermata.sandboxes.providers.local.base import Base
 from fermata.sandboxes.providers.local.cgroups import ControlGroups, Group, find_control_groups
-from fermata.sandboxes.providers.local.ids import Mapping, Mode, own_mapping
+from fermata.sandboxes.providers.local.ids import Mapping, Mode, own_mapping, single_mapping
 from fermata.sandboxes.providers.local.launcher import Launcher, Plan
 from fermata.sandboxes.providers.local.native import build
 from fermata.sandboxes.providers.local.records import Home, Layout, Record
@@ -38,6 +38,7 @@ class Engine:
     defaults: Limits
     hidden: frozenset[str]
     layout: Layout
+    hints: list[str] = field(default_factory=list)
 
     def limits(self, asked: Limits) -> Limits:
         return Limits(
@@ -66,6 +67,22 @@ class Engine:
 
     def new_group(self, record: Record) -> Group:
         return self.groups.create(record.id, self.limits(record.limits))
+
+    def use_one_user(self, hint: str) -> None:
+        """Go on without a range of users, which this machine refused."""
+        self.mapping = single_mapping()
+        self.launcher.use(self.mapping)
+        self.hints.append(hint)
+
+    def missing(self) -> tuple[str, ...]:
+        """What would make sandboxes here better, though they run."""
+        hints = list(self.hints)
+        if self.groups.enforced != {"cpu", "memory", "pids"}:
+            hints.append(
+                "limits of all kinds need control groups: start the server with "
+                "systemd-run --user --scope -p Delegate=yes, or as root"
+            )
+        return tuple(hints)
 
     def describe(self) -> str:
         """How this machine isolates and limits, in a phrase."""

@@ -86,12 +86,12 @@ def _subid_mapping() -> Mapping | None:
 
 
 def _subordinate(path: Path, uid: int) -> tuple[int, int] | None:
-    names = {str(uid)}
     try:
-        names.add(pwd.getpwuid(uid).pw_name)
+        # newuidmap wants to know its user by name too.
+        names = {str(uid), pwd.getpwuid(uid).pw_name}
         lines = path.read_text().splitlines()
     except (KeyError, OSError):
-        lines = []
+        return None
     for line in lines:
         words = line.strip().split(":")
         if len(words) != 3 or words[0] not in names or not words[1].isdigit() or not words[2].isdigit():

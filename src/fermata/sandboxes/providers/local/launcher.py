@@ -60,6 +60,11 @@ class Launcher:
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: deque[asyncio.Future[Started]] = deque()
 
+    def use(self, mapping: Mapping) -> None:
+        """Map differently from now on. Ends what runs."""
+        self.close()
+        self.mapping = mapping
+
     async def start_box(self, plan: Plan, descriptors: Sequence[int]) -> Started:
         """Start a sandbox's processes. `descriptors`: listener, lock, error stream, control groups."""
         strings = [

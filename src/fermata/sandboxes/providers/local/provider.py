@@ -35,6 +35,7 @@ from fermata.sandboxes.names import check_labels, check_name, is_name
 from fermata.sandboxes.providers.local import walls
 from fermata.sandboxes.providers.local.base import Base, BaseStore
 from fermata.sandboxes.providers.local.engine import Engine, explain, prepare
+from fermata.sandboxes.providers.local.ids import Mode
 from fermata.sandboxes.providers.local.locks import holding, is_held, try_lock
 from fermata.sandboxes.providers.local.machine import (
     Booted,
@@ -116,7 +117,7 @@ class LocalProvider:
             await self._base.open(self._data_dir)
             self._engine = engine
             await self._clean()
-            await self._probe()
+            await self._prove()
         except SandboxUnsupportedError as error:
             return self._unusable(error.message)
         except BootError as error:
@@ -125,7 +126,8 @@ class LocalProvider:
         except OSError as error:
             _log.warning("local_provider_not_opened", error=str(error))
             return self._unusable(f"the data directory cannot be used: {error.strerror}")
-        return ProviderReport(usable=True, summary=f"local: {engine.describe()}; base: {self._base.status()}")
+        summary = f"local: {engine.describe()}; base: {self._base.status()}"
+        return ProviderReport(usable=True, summary=summary, missing=engine.missing())
 
     def _make_layout(self) -> None:
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -164,6 +166,16 @@ class LocalProvider:
         for sandbox_id in engine.groups.ids() - alive:
             await engine.groups.remove(sandbox_id)
         await self._snapshots.collect(engine.launcher.remove)
+
+    async def _prove(self) -> None:
+        engine = self._ready()
+        try:
+            await self._probe()
+        except BootError as error:
+            if engine.mapping.mode is not Mode.SUBID:
+                raise
+            engine.use_one_user(explain(str(error)))
+            await self._probe()
 
     async def _probe(self) -> None:
         async with self._staging() as home:
