@@ -9,9 +9,14 @@ from fermata.kit.database import Connection
 from fermata.runs import store as runs
 from fermata.runs.contract import RunHandle
 from fermata.runs.model import EffectRecord, Step
+from fermata.sessions import messages, queue
+from fermata.sessions import store as sessions
+from fermata.sessions.feed import tell
+from fermata.sessions.model import Received
 from fermata.stream import store as stream
-from fermata.turns.contract import Effect, Recorded
-from fermata.turns.model import Chunk
+from fermata.turns.contract import Effect, Recorded, Steered
+from fermata.turns.history import history_from_json
+from fermata.turns.model import Chunk, UserMessage
 
 
 def lines(chunks: Sequence[Chunk]) -> list[str]:
@@ -20,6 +25,10 @@ def lines(chunks: Sequence[Chunk]) -> list[str]:
 
 def read_recorded(connection: Connection, run_id: str) -> Recorded:
     """Everything a turn has committed. The stream of a run has the run's id."""
+    steered: dict[int, tuple[Steered, ...]] = {}
+    for received in queue.list_steered(connection, run_id):
+        assert received.step is not None
+        steered[received.step] = (*steered.get(received.step, ()), _steered(received))
     return Recorded(
         chunks=tuple(orjson.loads(line) for line in stream.read_all(connection, run_id)),
         steps=tuple(step.record for step in runs.list_steps(connection, run_id)),
@@ -27,7 +36,14 @@ def read_recorded(connection: Connection, run_id: str) -> Recorded:
             effect.id: Effect(effect.id, effect.name, effect.result)
             for effect in runs.list_effects(connection, run_id)
         },
+        steered=steered,
     )
+
+
+def _steered(received: Received) -> Steered:
+    (message,) = history_from_json(orjson.loads(received.history or "[]"))
+    assert isinstance(message, UserMessage)
+    return Steered(received.id, message)
 
 
 class RunJournal:
@@ -42,6 +58,34 @@ class RunJournal:
 
     async def append(self, chunks: Sequence[Chunk]) -> None:
         await self._write(chunks)
+
+    async def take_steering(self, number: int, chunks: Sequence[Chunk]) -> Sequence[Steered]:
+        chat_id = self._handle.run.key
+        if not await self._handle.read(lambda connection: queue.has_steering(connection, chat_id)):
+            return ()
+        return await self._handle.write(lambda connection: self._take(connection, chat_id, number, chunks))
+
+    def _take(
+        self, connection: Connection, chat_id: str, number: int, chunks: Sequence[Chunk]
+    ) -> Sequence[Steered]:
+        now = self._handle.now()
+        taken = []
+        for waiting in queue.list_steering(connection, chat_id):
+            received = queue.mark_steered(connection, waiting, self._id, number, now)
+            if received is not None and waiting.message is not None:
+                # Its place in the model's history is inside of the turn's, so it has none of its own.
+                messages.insert_user_message(connection, chat_id, waiting.id, waiting.message, None, now)
+                taken.append(_steered(received))
+        if not taken:
+            return ()
+        stream.append(connection, self._id, lines([*chunks, *(steered.chunk for steered in taken)]))
+        chat = sessions.find_chat(connection, chat_id)
+        session = sessions.find_session(connection, chat.session_id) if chat else None
+        if session is not None:
+            for steered in taken:
+                data = {"chatId": chat_id, "messageId": steered.message_id, "runId": self._id}
+                tell(connection, session, "message.answered", now, **data)
+        return taken
 
     async def record_step(self, number: int, record: dict[str, Any], chunks: Sequence[Chunk]) -> None:
         step = Step(self._id, number, record, self._handle.now())

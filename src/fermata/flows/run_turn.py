@@ -1,10 +1,11 @@
 """A turn: accepted in one transaction, worked on by whichever worker has the run, ended in one transaction.
 
 The message, the run, its stream and the chat's slot are committed together before the answer begins. At the
-end the last chunks, the stored message and the free slot are committed together.
+end the last chunks, the stored message and the free slot are committed together, and with them the beginning
+of the next message that waits (`queue.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,28 +14,33 @@ import orjson
 from fermata.accounts.model import Caller
 from fermata.flows.journal import RunJournal, lines, read_recorded
 from fermata.flows.provision import ARCHIVED
+from fermata.flows.queue import (
+    CANCELLED,
+    KIND,
+    QUEUE_LIMIT,
+    Waiting,
+    begin,
+    begin_next,
+    decide_run,
+    message_to_store,
+    store_message,
+)
 from fermata.flows.sandbox import SandboxFlow
 from fermata.kit.clock import Clock
 from fermata.kit.database import Connection, Database
-from fermata.kit.errors import ConflictError, InvalidRequestError, NotFoundError, TimedOutError
-from fermata.kit.ids import new_id
+from fermata.kit.errors import ConflictError, LimitReachedError, NotFoundError, TimedOutError
 from fermata.runs import store as runs
 from fermata.runs.contract import RunHandle
 from fermata.runs.model import RetryPolicy, Run, RunState
 from fermata.runs.service import Offer, RunService
 from fermata.sandboxes.model import session_sandbox_id
 from fermata.sandboxes.service import SandboxService
-from fermata.sessions import access, messages
+from fermata.sessions import access, deletion, messages, queue
 from fermata.sessions import store as sessions
-from fermata.sessions.model import Chat, ChatRun, Session, SessionStatus
+from fermata.sessions.feed import tell
+from fermata.sessions.model import Busy, Chat, Received, ReceivedState, Session, SessionStatus
 from fermata.stream import store as stream
-from fermata.turns.history import (
-    from_ui_message,
-    history_from_json,
-    history_to_json,
-    repaired,
-    title_from,
-)
+from fermata.turns.history import history_from_json, history_to_json, repaired
 from fermata.turns.llms.catalogue import Catalogue
 from fermata.turns.loop import run_turn
 from fermata.turns.model import FinishReason, TurnEnd, TurnOutcome
@@ -42,11 +48,11 @@ from fermata.turns.progress import Progress, Turn
 from fermata.turns.prompt import Surroundings, instructions
 from fermata.turns.toolset import Toolset
 
-KIND = "turn"
 #: How long a stop waits for the turn to end. It goes on ending when this has passed.
 STOP_LIMIT = timedelta(seconds=8)
 
 BUSY = "Another workflow is already running for this chat"
+ID_TAKEN = "A message with this id exists in the chat already"
 
 _ENDS = {
     TurnEnd.COMPLETED: RunState.COMPLETED,
@@ -57,9 +63,18 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
+    #: The run to watch for the answer.
     run_id: str
-    #: False when this message was accepted before and its run is rejoined.
-    new: bool
+    #: Where the message waits; None once a turn has taken it.
+    waiting: Waiting | None = None
+    #: Whether the run begins now.
+    new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRun:
+    id: str
+    state: RunState
 
 
 class TurnFlow:
@@ -81,70 +96,129 @@ class TurnFlow:
         chat_id: str,
         message: dict[str, Any],
         regenerate: bool = False,
+        busy: Busy = Busy.QUEUE,
     ) -> Accepted:
-        """Take a user's UI message and start the turn that answers it.
+        """Take a user's UI message and start the turn that answers it, or while another turn runs do with it
+        as `busy` says.
 
-        Idempotent by the message's id: the same message again rejoins its run, running or ended. While
-        another message is being answered: `ConflictError`. `regenerate` answers an ended message anew,
-        without what followed it.
+        Idempotent by the message's id: the same message again rejoins its run, running or ended, or its place
+        in the queue. `ConflictError` when it was cancelled. `regenerate` answers an ended message anew,
+        without what followed it; `ConflictError` while another turn runs.
         """
-        if not from_ui_message(message).parts:
-            raise InvalidRequestError("The message has neither text nor a file", field=("messages",))
+        text, history = message_to_store(message)
         with self._runs.offer(KIND, chat_id, {}) as offer:
 
             def accept(connection: Connection) -> Accepted:
+                if busy is Busy.INTERRUPT:
+                    self._interrupt(connection, caller, session_id, chat_id, message["id"])
                 # The lock: an archived session gets no more turns, and a message sent twice at once one.
                 session = access.get_session(connection, session_id, caller, lock=True)
                 chat = access.get_chat_in(connection, session_id, chat_id, caller)
-                return self._accept(connection, offer, session, chat, message, regenerate)
+                now = self._clock.now()
+                received = queue.find(connection, chat_id, message["id"])
+                if received is not None and not regenerate:
+                    return _rejoin(connection, received, chat)
+                if received is not None and received.state is ReceivedState.ANSWERED:
+                    return self._regenerate(connection, offer, session, chat, received, now)
+                if received is not None:
+                    return _rejoin(connection, received, chat)
+                received = Received(
+                    chat_id=chat_id,
+                    id=message["id"],
+                    state=ReceivedState.QUEUED,
+                    busy=busy,
+                    position=0,
+                    run_id=offer.run.id,
+                    step=None,
+                    message=text,
+                    history=history,
+                    created_at=now,
+                    ended_at=None,
+                )
+                return self._receive(connection, offer, session, chat, received)
 
             accepted = await self._database.write(accept)
             if accepted.new:
                 offer.begin()
         return accepted
 
-    def _accept(
+    def _interrupt(
+        self, connection: Connection, caller: Caller, session_id: str, chat_id: str, message_id: str
+    ) -> None:
+        """Ask the running turn to end, unless this message was received before. Before the session is locked,
+        because whoever ends a run locks in this order too."""
+        chat = access.get_chat_in(connection, session_id, chat_id, caller)
+        if chat.active_run_id is not None and queue.find(connection, chat_id, message_id) is None:
+            runs.request_stop(connection, chat.active_run_id, self._clock.now())
+
+    def _receive(
+        self, connection: Connection, offer: Offer, session: Session, chat: Chat, received: Received
+    ) -> Accepted:
+        """A message that was not there before: begin it, queue it or refuse it."""
+        now = received.created_at
+        if session.status is SessionStatus.ARCHIVED:
+            raise ConflictError(ARCHIVED)
+        sessions.touch_session(connection, session.id, now)
+        self._sandboxes.touch(connection, session_sandbox_id(session.id))
+        if chat.active_run_id is None and not queue.order(connection, chat.id):
+            answered = replace(
+                received, state=ReceivedState.ANSWERED, message=None, history=None, ended_at=now
+            )
+            queue.insert(connection, answered)
+            assert received.message is not None
+            assert received.history is not None
+            if not store_message(connection, chat.id, received.id, received.message, received.history, now):
+                raise ConflictError(ID_TAKEN)
+            begin(connection, session, chat.id, received.id, offer.run.id, offer.insert, now)
+            return Accepted(offer.run.id, new=True)
+        if received.busy is Busy.REJECT:
+            raise ConflictError(BUSY)
+        return self._enqueue(connection, session, chat, received)
+
+    def _enqueue(self, connection: Connection, session: Session, chat: Chat, received: Received) -> Accepted:
+        active = messages.find_chat_run(connection, chat.active_run_id) if chat.active_run_id else None
+        # The answer that is being written has an id too, which every viewer knows already.
+        answer_id = active.assistant_message_id if active else None
+        if received.id == answer_id or messages.find_message(connection, chat.id, received.id) is not None:
+            raise ConflictError(ID_TAKEN)
+        if len(queue.order(connection, chat.id)) >= QUEUE_LIMIT:
+            raise LimitReachedError(f"At most {QUEUE_LIMIT} messages can wait in a chat")
+        if received.busy is Busy.INTERRUPT and chat.active_run_id is not None:
+            runs.request_stop(connection, chat.active_run_id, received.created_at)
+        place = queue.enqueue(connection, received)
+        run_id = decide_run(received, chat.active_run_id)
+        if run_id == received.run_id:  # so that viewers can wait there
+            stream.create(connection, run_id, received.created_at)
+        data = {"chatId": chat.id, "messageId": received.id, "runId": run_id}
+        more = {"position": place, "busy": received.busy.value}
+        tell(connection, session, "message.queued", received.created_at, **data, **more)
+        if chat.active_run_id is None:
+            begin_next(connection, session, chat.id, received.created_at)
+        return Accepted(run_id, waiting=Waiting(received, place, run_id))
+
+    def _regenerate(
         self,
         connection: Connection,
         offer: Offer,
         session: Session,
         chat: Chat,
-        message: dict[str, Any],
-        regenerate: bool,
+        received: Received,
+        now: datetime,
     ) -> Accepted:
-        now = self._clock.now()
-        message_id: str = message["id"]
-        earlier = messages.find_chat_run_for_message(connection, chat.id, message_id)
-        if earlier is not None and (not regenerate or earlier.run_id == chat.active_run_id):
-            return Accepted(earlier.run_id, new=False)
+        again = _rejoin(connection, received, chat)
+        if again.run_id == chat.active_run_id:
+            return again
         if session.status is SessionStatus.ARCHIVED:
             raise ConflictError(ARCHIVED)
-        if not messages.claim_chat(connection, chat.id, offer.run.id):
+        if chat.active_run_id is not None:
             raise ConflictError(BUSY)
-        if earlier is not None:
-            messages.delete_after(connection, chat.id, message_id)
-        else:
-            history = orjson.dumps(history_to_json((from_ui_message(message),))).decode()
-            stored = orjson.dumps(message).decode()
-            if not messages.insert_user_message(connection, chat.id, message_id, stored, history, now):
-                raise ConflictError("A message with this id exists in the chat already")
-            title = title_from(message)
-            if title is not None:
-                messages.set_title_if_first(connection, chat.id, title, now)
-        offer.insert(connection)
-        stream.create(connection, offer.run.id, now)
-        messages.insert_chat_run(
-            connection,
-            ChatRun(
-                run_id=offer.run.id,
-                chat_id=chat.id,
-                user_message_id=message_id,
-                assistant_message_id=new_id(),
-                created_at=now,
-            ),
-        )
+        if received.step is not None and received.history is not None:
+            # It was part of a turn that is deleted here.
+            messages.set_history(connection, chat.id, received.id, received.history)
+        deletion.delete_after(connection, chat.id, received.id)
         sessions.touch_session(connection, session.id, now)
         self._sandboxes.touch(connection, session_sandbox_id(session.id))
+        begin(connection, session, chat.id, received.id, offer.run.id, offer.insert, now)
         return Accepted(offer.run.id, new=True)
 
     async def find_active(self, caller: Caller, chat_id: str) -> str | None:
@@ -152,17 +226,25 @@ class TurnFlow:
         _, chat = await self._database.read(lambda found: access.get_chat(found, chat_id, caller))
         return chat.active_run_id
 
-    async def get_run(self, caller: Caller, run_id: str) -> Run:
-        """A turn's run, for those who may use its session. `NotFoundError` for everybody else."""
+    async def get_run(self, caller: Caller, run_id: str) -> TurnRun:
+        """A turn's run, begun or not, for those who may use its session; `NotFoundError` for others."""
 
-        def check(connection: Connection) -> None:
+        def read(connection: Connection) -> TurnRun:
             chat_run = messages.find_chat_run(connection, run_id)
-            chat = sessions.find_chat(connection, chat_run.chat_id) if chat_run else None
+            received = None if chat_run else queue.find_for_run(connection, run_id)
+            known = chat_run or received
+            chat = sessions.find_chat(connection, known.chat_id) if known else None
             if chat is None or not access.may_use(connection, chat.session_id, caller):
                 raise NotFoundError("Run not found")
+            if received is not None:
+                cancelled = received.state is ReceivedState.CANCELLED
+                return TurnRun(run_id, RunState.CANCELLED if cancelled else RunState.QUEUED)
+            run = runs.find(connection, run_id)
+            if run is None:
+                raise NotFoundError("Run not found")
+            return TurnRun(run.id, run.state)
 
-        await self._database.read(check)
-        return await self._runs.get(run_id)
+        return await self._database.read(read)
 
     async def stop(self, caller: Caller, chat_id: str) -> bool:
         """End the chat's running turn and wait until it has ended. False when there was none."""
@@ -192,7 +274,7 @@ class TurnFlow:
         outcome = Progress.restored(turn, read_recorded(connection, run_id)).outcome(
             TurnEnd.STOPPED, FinishReason.STOP
         )
-        _Ending(run_id, turn, session_id, outcome, now)(connection)
+        _Ending(run_id, RunState.CANCELLED, turn, session_id, outcome, now)(connection)
         return True
 
 
@@ -233,7 +315,7 @@ class TurnHandler:
             get_sandbox=lambda: self._sandbox_flow.ensure(sandbox_id),
             stopping=handle.stopping,
         )
-        ending = _Ending(run.id, turn, session_id, outcome, handle.now())
+        ending = _Ending(run.id, _ENDS[outcome.end], turn, session_id, outcome, handle.now())
 
         def finish(connection: Connection) -> None:
             ending(connection)
@@ -250,14 +332,23 @@ class TurnHandler:
         turn, session_id = found
         progress = Progress.restored(turn, read_recorded(connection, run.id))
         outcome = progress.outcome(TurnEnd.FAILED, FinishReason.ERROR, error=error["message"])
-        _Ending(run.id, turn, session_id, outcome, now)(connection)
+        _Ending(run.id, RunState.FAILED, turn, session_id, outcome, now)(connection)
 
 
 class _Ending:
-    """The end of a turn, as work in one transaction."""
+    """The end of a turn, and the beginning of the next that waits in its chat, as work in one transaction."""
 
-    def __init__(self, run_id: str, turn: Turn, session_id: str, outcome: TurnOutcome, at: datetime) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        state: RunState,
+        turn: Turn,
+        session_id: str,
+        outcome: TurnOutcome,
+        at: datetime,
+    ) -> None:
         self._run_id = run_id
+        self._state = state
         self._turn = turn
         self._session_id = session_id
         self._at = at
@@ -266,15 +357,36 @@ class _Ending:
         self._closing = lines(outcome.closing)
 
     def __call__(self, connection: Connection) -> None:
-        turn = self._turn
+        turn, at = self._turn, self._at
+        # The lock: whoever queues a message now comes before this, or finds that no turn is running.
+        session = sessions.lock_session(connection, self._session_id)
         if self._closing:
             stream.append(connection, self._run_id, self._closing)
         stream.close(connection, self._run_id)
         messages.put_assistant_message(
-            connection, turn.chat_id, turn.message_id, self._message, self._history, self._at
+            connection, turn.chat_id, turn.message_id, self._message, self._history, at
         )
-        messages.release_chat(connection, turn.chat_id, self._run_id)
-        sessions.touch_session(connection, self._session_id, self._at)
+        released = messages.release_chat(connection, turn.chat_id, self._run_id)
+        if session is None or not released:  # deleted meanwhile
+            return
+        sessions.touch_session(connection, session.id, at)
+        data = {"chatId": turn.chat_id, "messageId": turn.message_id, "runId": self._run_id}
+        tell(connection, session, "run.ended", at, status=self._state.value, **data)
+        for run_id in queue.end_steering(connection, turn.chat_id):
+            stream.create(connection, run_id, at)
+        begin_next(connection, session, turn.chat_id, at)
+
+
+def _rejoin(connection: Connection, received: Received, chat: Chat) -> Accepted:
+    """What to watch for a message that was received before."""
+    if received.state is ReceivedState.CANCELLED:
+        raise ConflictError(CANCELLED)
+    if received.state is ReceivedState.QUEUED:
+        place = queue.order(connection, chat.id).index(received.id) + 1
+        run_id = decide_run(received, chat.active_run_id)
+        return Accepted(run_id, waiting=Waiting(received, place, run_id))
+    newest = messages.find_chat_run_for_message(connection, chat.id, received.id)
+    return Accepted(newest.run_id if newest else received.run_id)
 
 
 def _find_turn(connection: Connection, run_id: str) -> tuple[Turn, str] | None:

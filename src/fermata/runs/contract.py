@@ -75,13 +75,13 @@ class RunHandle:
         result: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
     ) -> None:
-        """End the run in the same transaction as `work`."""
+        """End the run, and then do `work` in the same transaction. It may begin the next run of the same kind
+        and key: the place is free."""
         run = self.run
 
         def ending(connection: Connection) -> None:
-            store.guard(connection, run.id, run.fence)
-            work(connection)
             store.end(connection, run.id, run.fence, state, at=self._clock.now(), result=result, error=error)
+            work(connection)
 
         await self._database.write(ending)
         self.ended = True

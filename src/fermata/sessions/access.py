@@ -48,12 +48,16 @@ def get_own_session(connection: Connection, session_id: str, caller: Caller) -> 
     return session
 
 
-def get_chat(connection: Connection, chat_id: str, caller: Caller) -> tuple[Session, Chat]:
-    """A chat by its own id, with its session, if the caller may use it."""
+def get_chat(
+    connection: Connection, chat_id: str, caller: Caller, *, lock: bool = False
+) -> tuple[Session, Chat]:
+    """A chat by its own id, with its session, if the caller may use it. With `lock`, as they are once the
+    session's row is kept from other writers."""
     chat = store.find_chat(connection, chat_id)
     if chat is None:
         raise NotFoundError("Chat not found")
-    return get_session(connection, chat.session_id, caller), chat
+    session = get_session(connection, chat.session_id, caller, lock=lock)
+    return session, get_chat_in(connection, session.id, chat_id, caller) if lock else chat
 
 
 def get_chat_in(connection: Connection, session_id: str, chat_id: str, caller: Caller) -> Chat:

@@ -35,6 +35,11 @@ _UPDATE_ANSWER = Statement(
         messages.c.role == Role.ASSISTANT.value,
     )
 )
+_SET_HISTORY = Statement(
+    sa.update(messages)
+    .values(history=_word("to_history"))
+    .where(messages.c.chat_id == bindparam("key_chat"), messages.c.id == bindparam("key_id"))
+)
 _ANSWERED = Statement(
     sa.update(chats)
     .values(last_assistant_message_at=_big("to_at"), updated_at=_big("to_at"))
@@ -157,6 +162,11 @@ def find_message(connection: Connection, chat_id: str, message_id: str) -> Store
 def delete_after(connection: Connection, chat_id: str, message_id: str) -> int:
     """Delete what followed a message, and return how many that were. 0 for a message that is not there."""
     return connection.run(_DELETE_AFTER, chat_id=chat_id, id=message_id)
+
+
+def set_history(connection: Connection, chat_id: str, message_id: str, history: str) -> None:
+    """What later model calls see of a message."""
+    connection.run(_SET_HISTORY, key_chat=chat_id, key_id=message_id, to_history=history)
 
 
 def list_messages(connection: Connection, chat_id: str) -> Sequence[StoredMessage]:

@@ -94,3 +94,47 @@ class ChatRun:
     user_message_id: str
     assistant_message_id: str
     created_at: datetime
+
+
+class Busy(StrEnum):
+    """What is to become of a message that comes while another one is being answered."""
+
+    #: It waits for its turn.
+    QUEUE = "queue"
+    #: The running turn shows it to the model before its next call; if there is none, it is next.
+    STEER = "steer"
+    #: The running turn is stopped, what it said is kept, and this one is next.
+    INTERRUPT = "interrupt"
+    #: It is refused, and not received.
+    REJECT = "reject"
+
+
+class ReceivedState(StrEnum):
+    QUEUED = "queued"
+    #: A turn has taken it, as its own or on its way.
+    ANSWERED = "answered"
+    #: By the user, before a turn had taken it.
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message of a user. There is one row for each that was accepted, so that none can be lost silently:
+    received = answered + queued + cancelled."""
+
+    chat_id: str
+    id: str
+    state: ReceivedState
+    busy: Busy
+    #: The order among those that are queued; without meaning afterwards.
+    position: int
+    #: The run that answers it; while it is queued, the one that will, unless a running turn takes it.
+    run_id: str
+    #: Taken by a running turn before its model call of this number (0, 1, ...).
+    step: int | None
+    #: The UI message as JSON text, while it is queued; then it is a message of the chat, or gone.
+    message: str | None
+    #: What a model sees of it, while it is queued or when a running turn has taken it.
+    history: str | None
+    created_at: datetime
+    ended_at: datetime | None

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 
 from fermata.kit.database import metadata
 from fermata.kit.rows import Shape
-from fermata.sessions.model import Chat, ChatRun, Session
+from fermata.sessions.model import Chat, ChatRun, Received, Session
 
 
 def _ref(target: str, ondelete: str = "CASCADE") -> sa.ForeignKey:
@@ -89,6 +89,25 @@ chat_runs = sa.Table(
     sa.Index("ix_chat_runs_chat", "chat_id", "created_at"),
 )
 
+received_messages = sa.Table(
+    "received_messages",
+    metadata,
+    sa.Column("chat_id", sa.Text, _ref("chats.id"), primary_key=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("busy", sa.Text, nullable=False),
+    sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("step", sa.BigInteger),
+    sa.Column("message", sa.Text),
+    sa.Column("history", sa.Text),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Index("ix_received_messages_state", "chat_id", "state", "position"),
+    sa.Index("ix_received_messages_run", "run_id"),
+)
+
 SESSION = Shape(Session, sessions)
 CHAT = Shape(Chat, chats)
 CHAT_RUN = Shape(ChatRun, chat_runs)
+RECEIVED = Shape(Received, received_messages)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fermata.turns.contract import Effect, Recorded
+from fermata.turns.contract import Effect, Recorded, Steered
 from fermata.turns.model import Chunk
 
 
@@ -26,6 +26,9 @@ class MemoryJournal:
         self.steps: list[dict[str, Any]] = []
         self.effects: dict[str, Effect] = {}
         self.inputs: dict[str, Any] = {}
+        #: What the user has sent while the turn runs, and what of it was taken before which model call.
+        self.waiting: list[Steered] = []
+        self.steered: dict[int, tuple[Steered, ...]] = {}
         #: Names of the entries so far, in order.
         self.entries: list[str] = []
         self.crash_at: int | None = None
@@ -49,7 +52,10 @@ class MemoryJournal:
         if crash:
             raise JournalCrashError("load")
         return Recorded(
-            tuple(copy.deepcopy(self.chunks)), tuple(copy.deepcopy(self.steps)), copy.deepcopy(self.effects)
+            tuple(copy.deepcopy(self.chunks)),
+            tuple(copy.deepcopy(self.steps)),
+            copy.deepcopy(self.effects),
+            dict(self.steered),
         )
 
     async def append(self, chunks: Sequence[Chunk]) -> None:
@@ -58,6 +64,18 @@ class MemoryJournal:
         self._add(chunks)
         if crash:
             raise JournalCrashError("append")
+
+    async def take_steering(self, number: int, chunks: Sequence[Chunk]) -> Sequence[Steered]:
+        if not self.waiting:
+            return ()
+        crash = self._entry("take_steering")
+        assert number == len(self.steps), "what is taken is taken for the next call"
+        taken, self.waiting = tuple(self.waiting), []
+        self.steered[number] = self.steered.get(number, ()) + taken
+        self._add([*chunks, *(steered.chunk for steered in taken)])
+        if crash:
+            raise JournalCrashError("take_steering")
+        return taken
 
     async def record_step(self, number: int, record: dict[str, Any], chunks: Sequence[Chunk]) -> None:
         crash = self._entry("record_step")

@@ -11,12 +11,11 @@ from fermata.edges.http.door import Door, body
 from fermata.edges.http.errors import json_response
 from fermata.edges.http.sandbox import FermataDep
 from fermata.edges.http.sse import read_start, stream_response
-from fermata.edges.http.validation import Says, WireModel
+from fermata.edges.http.validation import ABSENT, RequestModel, Says, WireModel
 from fermata.edges.http.wire import errors
 from fermata.kit.errors import InvalidRequestError, NotFoundError
 from fermata.kit.ids import new_id
-from fermata.runs.model import Run, RunState
-from fermata.sessions.model import ID_LIMIT
+from fermata.sessions.model import ID_LIMIT, Busy
 
 router = APIRouter(route_class=Door, tags=["Chat"])
 
@@ -27,7 +26,7 @@ CHAT_BODY_LIMIT = 16 * MIB
 ChatId = Annotated[str, Path(min_length=1, max_length=ID_LIMIT)]
 
 
-class ChatRequest(WireModel):
+class ChatRequest(RequestModel):
     #: The chat as the client has it. Only the last message is read, and it must be the user's: everything
     #: before it is what the server has stored.
     messages: list[dict[str, Any]]
@@ -35,6 +34,9 @@ class ChatRequest(WireModel):
     sessionId: Annotated[str, Says(missing="sessionId is required", empty="sessionId is required")]
     #: `regenerate-message` answers the last message anew.
     trigger: str | None = None
+    #: What to do with the message while another one is being answered: `queue` it (the default), `steer` the
+    #: running turn with it, `interrupt` that turn, or `reject` the message (409).
+    busy: Literal["queue", "steer", "interrupt", "reject"] = ABSENT
 
 
 class StartRunRequest(WireModel):
@@ -53,6 +55,17 @@ class StopAnswer(WireModel):
     stopped: bool
 
 
+class QueuedAnswer(WireModel):
+    """The message waits. Its run's stream may be read at once, and begins when the turn does."""
+
+    status: Literal["queued"]
+    messageId: str
+    runId: str
+    #: In the queue, counting from 1.
+    position: int
+    busy: Literal["queue", "steer", "interrupt"]
+
+
 class StartedRun(WireModel):
     runId: str
     chatId: str
@@ -64,25 +77,30 @@ class RunAnswer(WireModel):
     status: Literal["queued", "running", "completed", "failed", "cancelled"]
 
 
+_RUN_ID = {"x-workflow-run-id": {"schema": {"type": "string"}}}
 _SSE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "AI SDK UI message stream, version 1.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
         "headers": {
-            "x-workflow-run-id": {"schema": {"type": "string"}},
+            **_RUN_ID,
             "x-workflow-stream-tail-index": {"schema": {"type": "integer"}},
         },
     }
 }
 
 
-@router.post("/api/chat", responses={**_SSE, **errors(400, 401, 403, 404, 409, 413)})
+_QUEUED: dict[int | str, dict[str, Any]] = {202: {"model": QueuedAnswer, "headers": _RUN_ID}}
+
+
+@router.post("/api/chat", responses={**_SSE, **_QUEUED, **errors(400, 401, 403, 404, 409, 413, 429)})
 @body(limit=CHAT_BODY_LIMIT)
 async def start_turn(fermata: FermataDep, caller: CallerDep, body: ChatRequest) -> Response:
     """Send a message and stream its answer.
 
     The message is stored before the answer begins, and the turn goes on when the connection is cut. The same
-    message again rejoins its turn; another one while a turn runs is refused (409).
+    message again rejoins its turn. Another one while a turn runs waits for its end (202), unless `busy` says
+    otherwise.
     """
     for name, value in (("chatId", body.chatId), ("sessionId", body.sessionId)):
         if not value:
@@ -93,7 +111,17 @@ async def start_turn(fermata: FermataDep, caller: CallerDep, body: ChatRequest) 
         chat_id=body.chatId,
         message=_last_message(body.messages),
         regenerate=body.trigger == "regenerate-message",
+        busy=Busy(body.busy or Busy.QUEUE),
     )
+    if (waiting := accepted.waiting) is not None:
+        queued = {
+            "status": "queued",
+            "messageId": waiting.received.id,
+            "runId": waiting.run_id,
+            "position": waiting.place,
+            "busy": waiting.received.busy,
+        }
+        return json_response(queued, 202, {"x-workflow-run-id": waiting.run_id})
     return await stream_response(fermata.stream, accepted.run_id)
 
 
@@ -109,8 +137,8 @@ async def resume_stream(
 ) -> Response:
     """Rejoin a turn at any chunk, by the id of its chat or of its run.
 
-    By the chat's id: the turn that runs now, or 204. By the run's id: also a turn that has ended. A negative
-    `startIndex` counts from the end.
+    By the chat's id: the turn that runs now, or 204. By the run's id: also a turn that has ended, and one
+    that waits for the turns before it. A negative `startIndex` counts from the end.
     """
     start = read_start(request, startIndex)
     try:
@@ -168,8 +196,8 @@ async def get_run(
     fermata: FermataDep, caller: CallerDep, runId: Annotated[str, Path(min_length=1, max_length=ID_LIMIT)]
 ) -> Response:
     """Where a turn stands."""
-    run: Run = await fermata.turns.get_run(caller, runId)
-    return json_response({"runId": run.id, "status": RunState(run.state)})
+    run = await fermata.turns.get_run(caller, runId)
+    return json_response({"runId": run.id, "status": run.state})
 
 
 def _last_message(messages: list[dict[str, Any]]) -> dict[str, Any]:
