@@ -8,18 +8,22 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from tests.support.cutting_proxy import cutting_proxy, random_cuts
+import pytest_asyncio
+from tests.support.cutting_proxy import CuttingProxy, cutting_proxy, random_cuts
 from tests.support.node_clients import NodeOf, Packages, Viewer, has_text, node_processes
 from tests.support.serving import Client
 
 from fermata.testing.vendor_server import VendorServer, openai_chunk, openai_usage
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 VERSIONS = (Packages("ai", "workflow-ai-4"), Packages("ai7", "@workflow/ai"))
 TRANSPORTS = ("documented", "documented-workflow", "bare")
@@ -28,26 +32,6 @@ SHELL = "".join(
     f"Part {number}:\n```bash\nfor i in $(seq 1 20); do echo line {number}.$i ü; sleep 0.05; done\n```\n"
     for number in range(4)
 )
-
-
-@pytest.fixture
-async def node_of(node_scripts: Path, tmp_path: Path) -> AsyncIterator[NodeOf]:
-    async with node_processes(node_scripts, tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A short path on the disk: sockets need short names, and overlays do not lie on every file system."""
-    directory = Path(tempfile.mkdtemp(prefix="fermata-clients-"))
-    yield directory
-    shutil.rmtree(directory, onerror=_make_writable)
-
-
-def _make_writable(_: object, path: str, __: object) -> None:
-    """An overlay's work directory has mode 0000."""
-    Path(path).chmod(0o700)
-    shutil.rmtree(path)
 
 
 class Server:
@@ -106,62 +90,87 @@ class Server:
             await self.end(signal.SIGKILL)
 
 
-@asynccontextmanager
-async def serving(home: Path, **settings: str) -> AsyncIterator[Server]:
-    server = Server(home, **settings)
-    try:
-        await server.start()
-        yield server
-        assert await server.end(signal.SIGTERM) == 0, server.log
-    finally:
-        await server.kill()
+class Vendor(VendorServer):
+    """A model that never gets to its second half, and after the next start waits before it."""
+
+    def will_answer(self, calls: int) -> asyncio.Event:
+        """The next `calls` are cut by the end of the server, the ones after them go on with the event."""
+        gate = asyncio.Event()
+        self._answers = [_answer("Half of ", "it", gate=asyncio.Event()) for _ in range(calls)]
+        self._answers += [_answer("Whole ", "at last.", gate=gate) for _ in range(calls)]
+        return gate
 
 
-async def new_chat(ada: Client, model: str) -> tuple[str, str]:
-    session = await ada.open()
-    path = f"/api/sessions/{session['id']}/chats/{session['chat']['id']}"
-    assert (await ada.patch(path, {"modelId": model})).status == 200
-    return path, session["chat"]["id"]
-
-
-async def stored(ada: Client, path: str) -> list[dict[str, Any]]:
-    while True:
-        answer = (await ada.get(path)).json
-        if not answer["isStreaming"]:
-            messages: list[dict[str, Any]] = answer["messages"]
-            return messages
-        await asyncio.sleep(0.02)
-
-
-async def view(
-    node_of: NodeOf, server: Server, url: str, transport: str, packages: Packages, model: str
-) -> tuple[Viewer, str]:
-    async with server.client() as ada:
-        path, chat_id = await new_chat(ada, model)
-    node = await node_of(packages)
-    door = {"url": url, "key": server.key}
-    session_id = path.split("/")[3]
-    viewer = await node.open(chat_id, door, transport=transport, chatId=chat_id, sessionId=session_id)
-    return viewer, path
-
-
-def answer(*texts: str, gate: asyncio.Event | None = None) -> list[Any]:
+def _answer(*texts: str, gate: asyncio.Event) -> list[Any]:
     said = [openai_chunk({"role": "assistant", "content": text}) for text in texts]
-    waits = [] if gate is None else [gate]
-    return [
-        *said,
-        *waits,
-        openai_chunk({"content": " The end."}),
-        openai_chunk({}, "stop"),
-        openai_usage(9, 9),
-        "[DONE]",
-    ]
+    end = openai_chunk({"content": " The end."}), openai_chunk({}, "stop"), openai_usage(9, 9), "[DONE]"
+    return [*said, gate, *end]
 
 
-async def send_and_stay(viewer: Viewer, text: str) -> dict[str, Any]:
-    """Send a message and resume after every cut, as the documented page does."""
-    await viewer.ask("send", text=text, messageId="m1")
-    return await viewer.ask("resumeWhileCut")
+@dataclass
+class House:
+    server: Server
+    vendor: Vendor
+    proxy: CuttingProxy
+    node_of: NodeOf
+
+    async def view(self, packages: Packages, transport: str, model: str) -> "Talk":
+        """A new chat, and a published one on it; work in a sandbox is watched through the proxy."""
+        async with self.server.client() as ada:
+            session = await ada.open()
+            path = f"/api/sessions/{session['id']}/chats/{session['chat']['id']}"
+            assert (await ada.patch(path, {"modelId": model})).status == 200
+        door = {"url": self.proxy.url if model == "demo/shell" else self.server.url, "key": self.server.key}
+        place = {"chatId": session["chat"]["id"], "sessionId": session["id"]}
+        node = await self.node_of(packages)
+        return Talk(path, transport, await node.open(path, door, transport=transport, **place))
+
+    async def stored(self, talk: "Talk") -> list[dict[str, Any]]:
+        async with self.server.client() as ada:
+            while True:
+                answer = (await ada.get(talk.path)).json
+                if not answer["isStreaming"]:
+                    messages: list[dict[str, Any]] = answer["messages"]
+                    return messages
+                await asyncio.sleep(0.02)
+
+
+@dataclass
+class Talk:
+    path: str
+    transport: str
+    viewer: Viewer
+
+    async def say(self, text: str) -> dict[str, Any]:
+        """Send a message, and resume after every cut as the documented page does."""
+        seen = await self.viewer.ask("send", text=text, messageId="m1")
+        if self.transport == "bare":
+            return seen
+        return await self.viewer.ask("resumeWhileCut")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def house(node_scripts: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    # A short path on the disk: sockets need short names, and overlays do not lie on every file system.
+    home = Path(tempfile.mkdtemp(prefix="fermata-clients-"))
+    async with AsyncExitStack() as stack:
+        stack.callback(shutil.rmtree, home, onerror=_make_writable)
+        node_of = await stack.enter_async_context(
+            node_processes(node_scripts, tmp_path_factory.mktemp("pages"))
+        )
+        vendor = await stack.enter_async_context(Vendor())
+        server = Server(home, openai_base_url=vendor.url, orchestrator="false")
+        stack.push_async_callback(server.kill)
+        await server.start()
+        proxy = await stack.enter_async_context(cutting_proxy(server.url))
+        yield House(server, vendor, proxy, node_of)
+        assert await server.end(signal.SIGTERM) == 0, server.log
+
+
+def _make_writable(_: object, path: str, __: object) -> None:
+    """An overlay's work directory has mode 0000."""
+    Path(path).chmod(0o700)
+    shutil.rmtree(path)
 
 
 def has_tool(seen: dict[str, Any]) -> bool:
@@ -170,59 +179,43 @@ def has_tool(seen: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 async def test_chats_end_with_the_stored_message_when_the_server_comes_back(
-    node_of: NodeOf, home: Path, number: signal.Signals
+    house: House, number: signal.Signals
 ) -> None:
-    gate = asyncio.Event()
-    kinds = [(packages, transport) for packages in VERSIONS for transport in TRANSPORTS]
-    cut_calls = [answer("Half of ", "it", gate=asyncio.Event()) for _ in kinds]
-    whole_calls = [answer("Whole ", "at last.", gate=gate) for _ in kinds]
-    async with (
-        asyncio.timeout(90),
-        VendorServer(*cut_calls, *whole_calls) as vendor,
-        serving(home, openai_base_url=vendor.url) as server,
-        cutting_proxy(server.url) as proxy,
-    ):
-        talks = {
-            kind: await view(node_of, server, server.url, kind[1], kind[0], "openai/test") for kind in kinds
-        }
-        shells = [
-            await view(node_of, server, proxy.url, transport, packages, "demo/shell")
-            for packages, transport in zip(VERSIONS, TRANSPORTS, strict=False)
-        ]
-        proxy.plan(random_cuts(number, number=9, longest=4_000))
-        staying = [
-            (viewer, path, asyncio.create_task(send_and_stay(viewer, text)))
-            for viewer, path, text in [
-                *((*talks[kind], "Go on") for kind in kinds if kind[1] != "bare"),
-                *((*shell, SHELL) for shell in shells),
-            ]
-        ]
-        bare = [talks[kind] for kind in kinds if kind[1] == "bare"]
-        cut = [asyncio.create_task(viewer.ask("send", text="Go on", messageId="m1")) for viewer, _ in bare]
-        for viewer, _ in talks.values():
-            await viewer.when(has_text("it"))
-        for viewer, _ in shells:
-            await viewer.when(has_tool)
-        assert await server.end(number) == (0 if number is signal.SIGTERM else -number)
-        for seen in await asyncio.gather(*cut):
-            assert seen["status"] == "error", "half a message is not the end of a turn"
-            assert seen["error"].startswith("TypeError")
-        await server.start()
-        for viewer, path in bare:
-            staying.append((viewer, path, asyncio.create_task(viewer.ask("resume"))))
-        for viewer, _ in talks.values():
-            await viewer.when(has_text("Whole"))
-        gate.set()
-        async with server.client() as ada:
-            for _, path, task in staying:
-                seen = await task
-                assert (seen["status"], seen.get("error")) == ("ready", None)
-                assert seen["messages"] == await stored(ada, path)
-            redone = (await stored(ada, bare[0][1]))[1]["parts"]
-            assert [part.get("text") for part in redone] == [
-                None,
-                "Half of it",
-                None,
-                "Whole at last. The end.",
-            ]
-        assert len(vendor.requests) == 2 * len(kinds)
+    talks = [
+        await house.view(packages, transport, "openai/test")
+        for packages in VERSIONS
+        for transport in TRANSPORTS
+    ]
+    shells = [
+        await house.view(packages, transport, "demo/shell")
+        for packages, transport in zip(VERSIONS, TRANSPORTS, strict=False)
+    ]
+    gate = house.vendor.will_answer(len(talks))
+    house.proxy.plan(random_cuts(number, number=9, longest=4_000))
+    seen = [asyncio.create_task(talk.say("Go on")) for talk in talks]
+    worked = [asyncio.create_task(talk.say(SHELL)) for talk in shells]
+    for talk in talks:
+        await talk.viewer.when(has_text("it"))
+    for talk in shells:
+        await talk.viewer.when(has_tool)
+
+    assert await house.server.end(number) == (0 if number is signal.SIGTERM else -number)
+    for index, talk in enumerate(talks):
+        if talk.transport == "bare":
+            cut = await seen[index]
+            assert cut["status"] == "error", "half a message is not the end of a turn"
+            assert cut["error"].startswith("TypeError")
+    await house.server.start()
+    for index, talk in enumerate(talks):
+        if talk.transport == "bare":
+            seen[index] = asyncio.create_task(talk.viewer.ask("resume"))
+    for talk in talks:
+        await talk.viewer.when(has_text("Whole"))
+    gate.set()
+
+    for talk, task in zip([*talks, *shells], [*seen, *worked], strict=True):
+        end = await task
+        assert (end["status"], end.get("error")) == ("ready", None)
+        assert end["messages"] == await house.stored(talk)
+    redone = (await house.stored(talks[0]))[1]["parts"]
+    assert [part.get("text") for part in redone] == [None, "Half of it", None, "Whole at last. The end."]

@@ -115,8 +115,9 @@ class Viewer:
 
     async def when(self, ready: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Look until the chat is so."""
-        while not ready(seen := await self.ask("look")):
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while not ready(seen := await self.ask("look")):
+                await asyncio.sleep(0.01)
         return seen
 
 
