@@ -7,10 +7,17 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from tests.support.databases import Databases
 from tests.support.forking import ForkServer
+from tests.support.places import Place
 from tests.support.processes import ServerProcess
+from tests.support.serving import serve
+from tests.support.watched import WatchedProvider
+
+from fermata.sandboxes.contract import SandboxProvider
 
 MakeServer = Callable[..., Awaitable[ServerProcess]]
+MakePlace = Callable[..., Awaitable[Place]]
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +65,31 @@ def _make_writable(_: object, path: str, __: object) -> None:
     """An overlay's work directory has mode 0000."""
     Path(path).chmod(0o700)
     shutil.rmtree(path)
+
+
+@pytest.fixture
+async def make_place(databases: Databases, tmp_path: Path) -> AsyncIterator[MakePlace]:
+    """Makes one `Place`, on SQLite unless `kind` says otherwise."""
+    async with AsyncExitStack() as stack:
+
+        async def make(kind: str = "sqlite", **settings: str) -> Place:
+            url = await databases.postgres_url() if kind == "postgresql" else None
+            if url is None:
+                await databases.sqlite_file(tmp_path)
+            providers: list[WatchedProvider] = []
+
+            def around(inner: SandboxProvider) -> SandboxProvider:
+                providers.append(WatchedProvider(inner))
+                return providers[0]
+
+            served = await stack.enter_async_context(
+                serve(tmp_path, database_url=url, around_provider=around, **settings)
+            )
+            return Place(served, providers[0], await served.client())
+
+        yield make
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def place(request: pytest.FixtureRequest, make_place: MakePlace) -> Place:
+    return await make_place(request.param)

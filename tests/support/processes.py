@@ -205,7 +205,7 @@ async def watch(
             seen.status, seen.headers = response.status, response.headers
             seen.run_id = response.headers.get("x-workflow-run-id", "")
             if response.content_type != "text/event-stream":
-                seen.error = (await response.json())["error"] if await response.read() else ""
+                seen.error = (await response.json()).get("error", "") if await response.read() else ""
                 return seen
             buffer = b""
             async for piece in response.content.iter_any():
