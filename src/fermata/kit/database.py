@@ -95,3 +95,11 @@ def upsert(table: sa.Table, *, key: Sequence[str], values: Sequence[str]) -> Sta
             index_elements=list(key), set_={name: statement.excluded[name] for name in values}
         )
     )
+
+
+_PING = Statement(sa.select(sa.literal(1)))
+
+
+def ping(connection: Connection) -> None:
+    """Work that only proves that the database answers."""
+    connection.row(_PING)

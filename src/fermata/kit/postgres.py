@@ -6,7 +6,8 @@ transaction, so they arrive only if it was committed.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import asyncpg
@@ -14,9 +15,11 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from fermata.kit.database import Row, Statement
+from fermata.kit.errors import UnavailableError
 from fermata.kit.hints import Hints
 
 T = TypeVar("T")
@@ -55,6 +58,23 @@ class PostgresConnection:
         self.row(_NOTIFY, topic=topic)
 
 
+_UNREACHABLE = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, PoolTimeoutError)
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """A server that is down, or a connection that broke, as `UnavailableError`. Whether a write that was
+    being committed took place is then not known."""
+    try:
+        yield
+    except _UNREACHABLE as error:
+        raise UnavailableError("The database does not answer.") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise UnavailableError("The database does not answer.") from error
+
+
 class PostgresDatabase:
     dialect_name = "postgresql"
 
@@ -71,14 +91,16 @@ class PostgresDatabase:
         self._listener = asyncio.create_task(self._listen(), name="postgres-hints")
 
     async def read(self, work: Callable[[Any], T]) -> T:
-        async with self._engine.connect() as connection:
-            return await connection.run_sync(lambda inner: work(PostgresConnection(inner)))
+        with _reachable():
+            async with self._engine.connect() as connection:
+                return await connection.run_sync(lambda inner: work(PostgresConnection(inner)))
 
     async def write(self, work: Callable[[Any], T]) -> T:
         for attempt in range(ATTEMPTS):
             try:
-                async with self._engine.begin() as connection:
-                    return await connection.run_sync(lambda inner: work(PostgresConnection(inner)))
+                with _reachable():
+                    async with self._engine.begin() as connection:
+                        return await connection.run_sync(lambda inner: work(PostgresConnection(inner)))
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) not in _RETRIED or attempt == ATTEMPTS - 1:
                     raise

@@ -1,8 +1,8 @@
 """/healthz: whether this process can serve."""
 
+import asyncio
 from typing import Literal
 
-import sqlalchemy as sa
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,11 +11,13 @@ from fermata.edges.http.context import FermataDep
 from fermata.edges.http.door import Door, public
 from fermata.edges.http.errors import RETRY_AFTER_SECONDS, json_response
 from fermata.edges.http.validation import WireModel
-from fermata.kit.database import Statement
+from fermata.kit.database import ping
+from fermata.kit.errors import UnavailableError
 
 router = APIRouter(route_class=Door, tags=["server"])
 
-_ASK = Statement(sa.select(sa.literal(1)))
+#: A database that takes longer than this to say anything does not answer.
+PATIENCE_SECONDS = 5
 
 
 class SandboxHealth(WireModel):
@@ -43,7 +45,11 @@ async def get_health(fermata: FermataDep, request: Request) -> Response:
 
     A machine that cannot make sandboxes is told here and is no reason for a 503: sessions, chats and stored
     streams work without."""
-    await fermata.database.read(lambda connection: connection.row(_ASK))
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await fermata.database.read(ping)
+    except TimeoutError:
+        raise UnavailableError("The database does not answer.") from None
     draining = request.app.draining
     report = fermata.report
     answer = {
