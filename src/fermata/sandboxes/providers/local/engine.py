@@ -178,7 +178,10 @@ def explain(said: str) -> str:
     if "newuidmap" in said:
         return "newuidmap refused this user's range: sudo usermod --add-subuids 100000-165535 $USER"
     if re.search(r"overlay: (Operation not permitted|No such device|Invalid argument)", said):
-        return "overlayfs does not work in a user namespace here: boot kernel 5.11 or newer with overlay"
+        return (
+            "overlayfs does not work in a user namespace here: boot kernel 5.11 or newer, and put the data "
+            "directory on ext4, xfs or btrfs with FERMATA_DATA_DIR"
+        )
     if re.search(r"unshare: Operation not permitted|No permissions to creat", said, re.IGNORECASE):
         return f"this container refuses new namespaces: start it with {_DOCKER}"
     if re.search(r"proc.*(Operation not permitted|too revealing)", said, re.IGNORECASE | re.DOTALL):

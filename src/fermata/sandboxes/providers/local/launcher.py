@@ -4,6 +4,7 @@ It dies with this process, and every sandbox with it. When it dies alone, the ne
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -21,6 +22,7 @@ _LAUNCH = struct.Struct("<IIIIQQQ")
 _LAUNCHED = struct.Struct("<ii")
 _BOX, _REMOVE = 1, 2
 _PACKET_BYTES = 128 * 1024
+_MFD_EXEC = 0x10
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class Launcher:
         if self._process is not None:
             self._process.wait()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        init = sealed_copy("init", self._init.read_bytes())
+        init = sealed_copy("init", self._init.read_bytes(), program=True)
         rules = sealed_copy("seccomp", self._seccomp)
         passed = [theirs.fileno(), init, rules]
         words = [self.mapping.mode.value, self.mapping.uids, self.mapping.gids, self._bubblewrap]
@@ -186,10 +188,18 @@ class Launcher:
                 answer.set_exception(SandboxFailedError("the process that starts sandboxes has died"))
 
 
-def sealed_copy(name: str, data: bytes) -> int:
+def sealed_copy(name: str, data: bytes, *, program: bool = False) -> int:
     """A file in memory that nobody can change any more, whoever gets to see it."""
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(descriptor, data)
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        descriptor = os.memfd_create(name, flags | (_MFD_EXEC if program else 0))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        descriptor = os.memfd_create(name, flags)  # before Linux 6.3 every such file can be run
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     fcntl.fcntl(
         descriptor,

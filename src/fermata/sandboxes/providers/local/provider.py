@@ -373,9 +373,6 @@ class LocalProvider:
                     os.close(lock)
         try:
             yield home
-        except BootError as error:
-            _log.warning("sandbox_not_started", said=str(error))
-            raise
         finally:
             discarded = self._layout.discard(home.path)
             os.close(lock)
@@ -424,8 +421,9 @@ class LocalProvider:
 
 
 async def _whole(work: Coroutine[Any, Any, _T], *, undo: Callable[[], Awaitable[None]] | None = None) -> _T:
-    """Do all of it, also when the caller is cancelled meanwhile; then undo it, where that is asked for."""
-    task = asyncio.ensure_future(work)
+    """Do all of it, also when the caller is cancelled meanwhile; then undo it, where that is asked for. What
+    the machine refuses becomes an error of the contract here."""
+    task = asyncio.ensure_future(_mapped(work))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -434,3 +432,14 @@ async def _whole(work: Coroutine[Any, Any, _T], *, undo: Callable[[], Awaitable[
         if cancelled and undo is not None and task.exception() is None:
             await undo()
         raise
+
+
+async def _mapped(work: Coroutine[Any, Any, _T]) -> _T:
+    try:
+        return await work
+    except BootError as error:
+        _log.warning("sandbox_not_started", said=str(error))
+        raise SandboxFailedError("the sandbox did not start; the server's log says why") from error
+    except OSError as error:
+        _log.warning("sandbox_failed", error=str(error))
+        raise SandboxFailedError(f"the machine refused: {error.strerror or 'unknown error'}") from error
