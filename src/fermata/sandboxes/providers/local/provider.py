@@ -71,9 +71,9 @@ class LocalProvider:
     """See `contract.SandboxProvider`.
 
     `data_dir` must lie on a file system that can be the upper side of an overlay. Several servers may share
-    it when they have the same `installation`, a word that names their control groups. `base` must have been
-    made with `first_id=ids.first_id()`; it is opened and closed here. `defaults` hold where a sandbox asks
-    for no limit itself.
+    it when they have the same `installation`, a word that names their control groups. `base` must be for the
+    ids of this process, as it is by default; it is opened and closed here. `defaults` hold where a sandbox
+    asks for no limit itself.
     """
 
     def __init__(
