@@ -89,6 +89,22 @@ def test_each_refusal_of_a_machine_has_its_repair(said: str, repair: str) -> Non
     assert repair in explain(said)
 
 
+_ELSEWHERE = """
+import asyncio, sys
+import structlog, fermata.sandboxes.contract
+sys.platform = "darwin"
+from fermata.sandboxes.providers.local import LocalProvider
+provider = LocalProvider(data_dir=None, installation="x", egress=None, base=None)
+report = asyncio.run(provider.open())
+print(report.usable, report.missing[0])
+"""
+
+
+def test_on_another_system_the_provider_loads_and_says_that_it_needs_linux() -> None:
+    told = subprocess.run([sys.executable, "-c", _ELSEWHERE], check=True, capture_output=True, text=True)
+    assert told.stdout.startswith("False local sandboxes need Linux, and this is darwin")
+
+
 @pytest.mark.skipif(not shutil.which("cc"), reason="no compiler here")
 def test_the_programs_build_anew_and_are_known_to_be_built(tmp_path: Path) -> None:
     assert not build.is_built(tmp_path)

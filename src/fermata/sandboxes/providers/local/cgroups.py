@@ -240,7 +240,10 @@ def _try_tree(here: Path, version: int, controllers: frozenset[str], name: str) 
         if version == 2:
             if here.name == _SERVER:
                 here = here.parent
-            controllers = _delegate(here)
+            try:
+                controllers = _delegate(here)
+            except OSError:
+                controllers = frozenset()  # it still can kill
         tree = _Tree(version, here / name, controllers)
         tree.make()
         probe = tree.top / f"probe-{os.getpid()}"
