@@ -54,7 +54,7 @@ def build(target: Path) -> str:
             (Path(work) / _STAMP).write_text(_sources())
             for name in FILES:
                 os.replace(Path(work) / name, target / name)
-            return Path(compiler[0]).name
+            return Path(compiler[0]).name if len(compiler) == 1 else "zig"
     raise BuildError("; ".join(answers) or "no C compiler found")
 
 
