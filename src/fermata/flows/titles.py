@@ -26,23 +26,21 @@ CITIES: tuple[str, ...] = tuple(
     """.replace("\n", " ").split(",")
 )
 
-#: Prime, so that steps of this length visit every city, and not its neighbours first.
-_STRIDE = 61
+_taken = store.taken_among(CITIES)
 
 
 def choose_title(connection: Connection, account_id: str) -> str:
-    """A free city; once all are taken, a city and the next number. Costs a few lookups, however many
-    sessions the account has, and one for each city while the last of them are given away."""
-    start = secrets.randbelow(len(CITIES))
-    city = CITIES[start]
+    """A free city; once all are taken, a city and the next number. Three lookups or so, however many sessions
+    the account has."""
+    city = secrets.choice(CITIES)
     if not store.is_title_taken(connection, account_id, city):
         return city
     numbered = store.count_titles_after(connection, account_id, city)
     if numbered == 0:  # perhaps not all are taken yet
-        for step in range(1, len(CITIES)):
-            name = CITIES[(start + step * _STRIDE) % len(CITIES)]
-            if not store.is_title_taken(connection, account_id, name):
-                return name
+        taken = _taken(connection, account_id)
+        free = [name for name in CITIES if name.casefold() not in taken]
+        if free:
+            return secrets.choice(free)
     number = numbered + 2
     while store.is_title_taken(connection, account_id, f"{city} {number}"):
         number += 1

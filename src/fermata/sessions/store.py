@@ -1,6 +1,6 @@
 """Rows of sessions and chats. What a turn writes is in `messages.py`, and is offered here too."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -172,6 +172,20 @@ def delete_session(connection: Connection, session_id: str) -> bool:
 
 def is_title_taken(connection: Connection, account_id: str, title: str) -> bool:
     return connection.row(_TITLE_TAKEN, account_id=account_id, title_folded=title.casefold()) is not None
+
+
+def taken_among(names: Sequence[str]) -> Callable[[Connection, str], set[str]]:
+    """A query, in one statement: which of these fixed names, case folded, are titles of an account."""
+    assert all(name.replace(" ", "").isalpha() for name in names), "names go into the text of the statement"
+    folded = [sa.literal_column(f"'{name.casefold()}'", sa.Text) for name in names]
+    statement = Statement(
+        sa.select(sessions.c.title_folded).where(
+            sessions.c.account_id == bindparam("account_id"), sessions.c.title_folded.in_(folded)
+        )
+    )
+    return lambda connection, account_id: {
+        row[0] for row in connection.rows(statement, account_id=account_id)
+    }
 
 
 def count_titles_after(connection: Connection, account_id: str, word: str) -> int:
