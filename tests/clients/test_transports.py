@@ -16,7 +16,16 @@ import pytest
 import pytest_asyncio
 from tests.support.cutting_proxy import Cut, CuttingProxy, End, cutting_proxy, random_cuts
 from tests.support.databases import Databases
-from tests.support.node_clients import NodeClients, NodeOf, Packages, Viewer, has_text, node_processes
+from tests.support.node_clients import (
+    PAGE,
+    NodeClients,
+    NodeOf,
+    Packages,
+    Viewer,
+    documented_blocks,
+    has_text,
+    node_processes,
+)
 from tests.support.serving import Client, Served, serve
 
 from fermata.kit.errors import ModelError
@@ -378,12 +387,34 @@ async def test_a_second_viewer_sees_the_same_turn_and_leaves_without_ending_it(
         await viewer.when(has_text("it"))
     await leaving.ask("detach")
     assert (await left)["status"] == "ready"
-    busy = await leaving.ask("send", text="Something else", messageId="m2")
-    assert "Another workflow is already running for this chat" in busy["error"]
     gate.open()
     stored = await chat.stored()
     for seen in [await sending, *[await task for task in resuming]]:
         assert (seen["status"], seen["messages"]) == ("ready", stored)
+
+
+@every_combination
+@pytest.mark.parametrize("transport", ["documented", "documented-workflow"])
+async def test_a_message_that_is_sent_while_a_turn_runs_is_answered_after_it(
+    house: House, node: NodeClients, transport: str
+) -> None:
+    gate = Gate()
+    chat = await house.open_chat([*says("Half of ", "it")[:-1], gate, *says("the rest.", part="1"), ends()])
+    first = await chat.view(node, transport)
+    answering = asyncio.create_task(first.ask("send", text="Go on", messageId="m1"))
+    await first.when(has_text("it"))
+    question = (await house.ada.get(chat.path)).json["messages"]
+    second = await chat.view(node, transport, "second", messages=question)
+    before = house.proxy.requests
+    waiting = asyncio.create_task(second.ask("send", text="And this?", messageId="m2"))
+    while house.proxy.requests < before + 2:  # the message, and the stream of its turn
+        await asyncio.sleep(0.01)
+    gate.open()
+    answered, waited = await answering, await waiting
+    stored = await chat.stored()
+    assert [message["id"] for message in stored if message["role"] == "user"] == ["m1", "m2"]
+    assert (answered["status"], answered["messages"]) == ("ready", stored[:2])
+    assert (waited["status"], waited["messages"]) == ("ready", [stored[0], *stored[2:]])
 
 
 @every_combination
@@ -398,3 +429,55 @@ async def test_a_turn_that_fails_tells_why_and_ends_with_the_stored_message(
     seen = await viewer.ask("resumeWhileCut")
     assert (seen["status"], seen["error"]) == ("error", "Error: The vendor is away.")
     assert seen["messages"] == await chat.stored()
+
+
+@every_version
+async def test_the_hook_goes_on_by_itself_after_cuts_and_when_the_page_is_loaded_again(
+    house: House, node: NodeClients
+) -> None:
+    gate = Gate()
+    chat = await house.open_chat(WORK[0], [*says("Half of ", "it")[:-1], gate, *says("!", part="1"), ends()])
+    page = await chat.view(node, "documented", verb="openPage")
+    house.proxy.plan([Cut(0), Cut(400), Cut(3_000), Cut(5_000, End.RESET), Cut(8_000)])
+    sending = asyncio.create_task(page.ask("send", text="Work", messageId="m1"))
+    await page.when(has_text("it"))
+    loaded = (await house.ada.get(chat.path)).json
+    active = loaded["chat"]["activeStreamId"]
+    again = await chat.view(
+        node, "documented", "again", verb="openPage", messages=loaded["messages"], activeStreamId=active
+    )
+    await again.when(has_text("it"))
+    house.proxy.cut_now()
+    gate.open()
+    await sending
+    stored = await chat.stored()
+    late = await chat.view(
+        node, "documented", "late", verb="openPage", messages=loaded["messages"], activeStreamId=active
+    )
+    for viewer in (page, again, late):
+        seen = await viewer.when(lambda seen: seen["status"] == "ready" and bool(seen["messages"][1:]))
+        assert seen["messages"] == stored
+
+
+@every_version
+async def test_the_hook_does_not_resume_a_turn_that_has_failed(house: House, node: NodeClients) -> None:
+    chat = await house.open_chat([*says("Half of ", "it")[:-1], ModelError("The vendor is away.")])
+    page = await chat.view(node, "documented", verb="openPage")
+    await page.ask("send", text="Go on", messageId="m1")
+    seen = await page.when(lambda seen: seen["status"] == "error")
+    assert seen["error"] == "Error: The vendor is away."
+    requests = house.proxy.requests
+    await asyncio.sleep(0.2)
+    later = await page.ask("look")
+    assert (later["status"], later["messages"]) == ("error", await chat.stored())
+    assert house.proxy.requests == requests
+
+
+async def test_every_block_of_the_page_is_run() -> None:
+    assert sorted(documented_blocks(PAGE)) == [
+        "fermata-transport.js",
+        "fermata-workflow-transport.js",
+        "patient-fetch.js",
+        "stop-turn.js",
+        "use-fermata-chat.js",
+    ]

@@ -47,6 +47,8 @@ class CuttingProxy:
         self._open: set[asyncio.StreamWriter] = set()
         #: Connections that were cut so far.
         self.made = 0
+        #: Requests that were passed on so far.
+        self.requests = 0
         self.url = ""
 
     def plan(self, cuts: Sequence[Cut]) -> None:
@@ -67,7 +69,7 @@ class CuttingProxy:
             writer.close()
             return
         self._open.add(writer)
-        asking = asyncio.create_task(_copy(reader, theirs))
+        asking = asyncio.create_task(self._ask(reader, theirs))
         try:
             if await _answer(their_reader, writer, cut):
                 self.made += 1
@@ -78,6 +80,14 @@ class CuttingProxy:
                 await asking
             theirs.close()
             writer.close()
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                self.requests += data.count(b" HTTP/1.1\r\n")
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cut: Cut | None) -> bool:
@@ -96,14 +106,6 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cu
             writer.write(data)
             await writer.drain()
     return False
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -27,6 +27,10 @@ class Packages:
     ai: str
     workflow: str
 
+    @property
+    def react(self) -> str:
+        return {"ai": "ai-react-6", "ai7": "ai-react-7"}[self.ai]
+
     def __str__(self) -> str:
         return f"{self.ai} with {self.workflow}"
 
@@ -46,20 +50,21 @@ def lay_out(tree: Path, scripts: Path, packages: Packages) -> None:
     """A directory as a page's own would be: its packages, the documented blocks, and our script."""
     installed = scripts.parent / "node_modules"
     modules = tree / "node_modules"
-    (modules / "@workflow").mkdir(parents=True)
-    for package in installed.iterdir():
-        if package.name not in ("ai", "@workflow") and not package.name.startswith("."):
-            (modules / package.name).symlink_to(package)
-    for package in (installed / "@workflow").iterdir():
-        if package.name != "ai":
-            (modules / "@workflow" / package.name).symlink_to(package)
-    (modules / "ai").symlink_to(installed / packages.ai)
+    ours = {"ai": packages.ai, "@workflow/ai": packages.workflow, "@ai-sdk/react": packages.react}
+    for package in [*installed.iterdir(), *installed.glob("@*/*")]:
+        name = package.relative_to(installed)
+        if str(name) not in ours and not package.name.startswith((".", "@")):
+            (modules / name).parent.mkdir(parents=True, exist_ok=True)
+            (modules / name).symlink_to(package)
+    for name in ("ai", "@ai-sdk/react"):
+        (modules / name).symlink_to(installed / ours[name])
     # A copy, so that it finds the `ai` of this directory.
     shutil.copytree(installed / packages.workflow, modules / "@workflow" / "ai")
     (tree / "package.json").write_text('{"type": "module"}')
     for name, code in documented_blocks(PAGE).items():
         (tree / name).write_text(code, encoding="utf-8")
-    shutil.copy(scripts / "chat.mjs", tree)
+    for script in ("chat.mjs", "hook.mjs"):
+        shutil.copy(scripts / script, tree)
 
 
 @dataclass
@@ -85,10 +90,10 @@ class NodeClients:
         assert "thrown" not in answer, answer["thrown"]
         return answer
 
-    async def open(self, name: str, door: dict[str, Any], **options: Any) -> "Viewer":
-        """A new chat. `door` is the address of the server and a key."""
+    async def open(self, name: str, door: dict[str, Any], *, verb: str = "open", **options: Any) -> "Viewer":
+        """A new chat, or with the verb `openPage` the hook. `door` is the address of the server and a key."""
         viewer = Viewer(self, name, door)
-        await viewer.ask("open", **door, **options)
+        await viewer.ask(verb, **door, **options)
         return viewer
 
     async def read(self) -> None:

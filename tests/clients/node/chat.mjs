@@ -5,6 +5,7 @@ import { WorkflowChatTransport } from "@workflow/ai";
 import { AbstractChat, DefaultChatTransport } from "ai";
 import { fermataTransport } from "./fermata-transport.js";
 import { fermataWorkflowTransport } from "./fermata-workflow-transport.js";
+import { openPage } from "./hook.mjs";
 import { stopTurn } from "./stop-turn.js";
 
 // What every framework brings: a place for the messages, here without a screen.
@@ -66,6 +67,9 @@ const transports = {
 const verbs = {
   open({ chat, chatId, messages, transport, ...options }) {
     chats.set(chat, new Chat({ id: chatId, messages, transport: transports[transport](options) }));
+  },
+  async openPage({ chat, ...options }) {
+    chats.set(chat, await openPage(options));
   },
   send: ({ chat, text, messageId }) =>
     chats.get(chat).sendMessage({ id: messageId, role: "user", parts: [{ type: "text", text }] }),
