@@ -1,25 +1,28 @@
-"""The one door to model vendors, through pydantic-ai's models.
+"""The one door to model vendors: one request, its answer streamed as events, and second attempts.
 
 Two protocols reach nearly all of them: OpenAI's chat completions (OpenAI itself, any compatible server, the
-Vercel AI Gateway) and Anthropic's messages. SDKs are imported with the first call, in a thread, because
-that takes seconds.
+Vercel AI Gateway) and Anthropic's messages.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import orjson
 import structlog
 
+from fermata import __version__
+from fermata.turns.llms import anthropic_messages, openai_chat
+from fermata.turns.llms.sse import EventSplitter, EventTooLongError
+from fermata.turns.llms.vendor_errors import Trouble, VendorError, decide_trouble, read_retry_after
 from fermata.turns.model import ModelCall, ModelEvent
 
 if TYPE_CHECKING:
-    from pydantic_ai.models import Model
+    import aiohttp
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +33,8 @@ LONGEST_PAUSE = 30.0
 CONNECT_LIMIT = 10.0
 #: Seconds between two pieces of an answer.
 READ_LIMIT = 300.0
+#: Bytes of an answer that tells an error; more than this says nothing more.
+ERROR_LIMIT = 1 << 16
 
 
 class Protocol(StrEnum):
@@ -38,6 +43,10 @@ class Protocol(StrEnum):
     ANTHROPIC = "anthropic"
     #: The Vercel AI Gateway: OpenAI's protocol, models named `vendor/model`.
     GATEWAY = "gateway"
+
+
+#: Under which name each attaches its data to parts: as messages that are stored already have it.
+_NAMES = {Protocol.OPENAI: "openai", Protocol.ANTHROPIC: "anthropic", Protocol.GATEWAY: "vercel"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,8 @@ class VendorLlm:
     def __init__(self, vendor: Vendor, *, pauses: Sequence[float] = PAUSES) -> None:
         self._vendor = vendor
         self._pauses = pauses
-        self._client: Any = None
+        self._words = anthropic_messages if vendor.protocol is Protocol.ANTHROPIC else openai_chat
+        self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
     async def stream(self, call: ModelCall) -> AsyncIterator[AsyncIterator[ModelEvent]]:
@@ -66,98 +76,102 @@ class VendorLlm:
             yield events
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     async def _events(self, call: ModelCall) -> AsyncGenerator[ModelEvent, None]:
-        door, errors = await asyncio.to_thread(_import_door, self._vendor.protocol)
-        model = self._model(call.model_id)
         try:
-            first, rest = await self._begin(lambda: door.stream_events(model, self._settings(), call), errors)
+            first, rest = await self._begin(call)
             async with aclosing(rest):
                 yield first
                 async for event in rest:
                     yield event
-        except errors.FOREIGN as error:
+        except VendorError as error:
             self._note(error, again=False)
-            # `from None`: the vendor's own words may hold a key.
-            raise errors.to_model_error(error, self._vendor.title, call.model_id) from None
+            # `from None`: what lies behind it may hold a key.
+            raise error.to_model_error(self._vendor.title, call.model_id) from None
 
-    async def _begin(
-        self, start: Callable[[], AsyncGenerator[ModelEvent, None]], errors: ModuleType
-    ) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
+    async def _begin(self, call: ModelCall) -> tuple[ModelEvent, AsyncGenerator[ModelEvent, None]]:
         """The first event of an answer and the rest of it; tried again while there is no first event."""
         for pause in self._pauses:
-            events = start()
+            events = self._answer(call)
             try:
                 return await anext(events), events
-            except errors.FOREIGN as error:
-                asked = errors.retry_after(error)
-                if not errors.is_retriable(error) or asked > LONGEST_PAUSE:
+            except VendorError as error:
+                if not error.trouble.retriable or error.retry_after > LONGEST_PAUSE:
                     raise
                 self._note(error, again=True)
-            await asyncio.sleep(max(pause, asked))
-        events = start()
+                pause = max(pause, error.retry_after)
+            await asyncio.sleep(pause)
+        events = self._answer(call)
         return await anext(events), events
 
-    def _note(self, error: Exception, *, again: bool) -> None:
-        log.warning(
-            "model_call_failed",
-            vendor=self._vendor.title,
-            error=type(error).__name__,
-            status=getattr(error, "status_code", None),
-            code=getattr(error, "provider_error_code", None),
-            again=again,
-        )
+    def _note(self, error: VendorError, *, again: bool) -> None:
+        vendor, trouble = self._vendor.title, error.trouble.name.lower()
+        log.warning("model_call_failed", vendor=vendor, trouble=trouble, status=error.status, again=again)
 
-    def _settings(self) -> dict[str, Any]:
-        if self._vendor.protocol is not Protocol.ANTHROPIC:
-            return {}
-        names = (
-            "anthropic_cache_instructions",
-            "anthropic_cache_tool_definitions",
-            "anthropic_cache_messages",
-        )
-        return dict.fromkeys(names, True)
+    async def _answer(self, call: ModelCall) -> AsyncGenerator[ModelEvent, None]:
+        """One request; closing the iterator ends it. What the network raises becomes a `VendorError`."""
+        session = await self._open_session()
+        import aiohttp
 
-    def _model(self, name: str) -> "Model":
-        if self._vendor.protocol is Protocol.ANTHROPIC:
-            return self._anthropic(name)
-        from openai import AsyncOpenAI, Timeout
-        from pydantic_ai.models.openai import OpenAIChatModel
-        from pydantic_ai.providers.openai import OpenAIProvider
-        from pydantic_ai.providers.vercel import VercelProvider
+        name = _NAMES[self._vendor.protocol]
+        body = orjson.dumps(self._words.to_request(call, name))
+        reader, splitter = self._words.AnswerReader(name), EventSplitter()
+        try:
+            async with session.post(self._url, data=body, allow_redirects=False) as response:
+                if response.status != 200:
+                    raise await _refusal(response)
+                while piece := await response.content.readany():
+                    for data in splitter.feed(piece):
+                        for event in reader.read(data):
+                            yield event
+                for event in reader.end():
+                    yield event
+        except TimeoutError:
+            raise VendorError(Trouble.TIMED_OUT) from None
+        except aiohttp.ClientError:
+            raise VendorError(Trouble.CONNECTION_FAILED) from None
+        except EventTooLongError:
+            raise VendorError(Trouble.NOT_UNDERSTOOD) from None
 
-        self._client = self._client or AsyncOpenAI(
-            # The SDK wants a key even for a server that wants none.
-            api_key=self._vendor.api_key or "none",
-            base_url=self._vendor.base_url,
-            max_retries=0,
-            timeout=Timeout(READ_LIMIT, connect=CONNECT_LIMIT),
-        )
-        gateway = self._vendor.protocol is Protocol.GATEWAY
-        provider = (VercelProvider if gateway else OpenAIProvider)(openai_client=self._client)
-        return OpenAIChatModel(name, provider=provider)
+    @property
+    def _url(self) -> str:
+        path: str = self._words.PATH
+        return self._vendor.base_url.rstrip("/") + path
 
-    def _anthropic(self, name: str) -> "Model":
-        from anthropic import AsyncAnthropic, Timeout
-        from pydantic_ai.models.anthropic import AnthropicModel
-        from pydantic_ai.providers.anthropic import AnthropicProvider
+    async def _open_session(self) -> "aiohttp.ClientSession":
+        """One for all calls, so that connections are used again. As many at once as there are turns."""
+        if self._session is None:
+            # In a thread, because it takes a third of a second.
+            await asyncio.to_thread(import_module, "aiohttp")
+        import aiohttp
 
-        self._client = self._client or AsyncAnthropic(
-            api_key=self._vendor.api_key or "none",
-            base_url=self._vendor.base_url,
-            max_retries=0,
-            timeout=Timeout(READ_LIMIT, connect=CONNECT_LIMIT),
-        )
-        return AnthropicModel(name, provider=AnthropicProvider(anthropic_client=self._client))
+        if self._session is None:
+            headers = {
+                "accept": "text/event-stream, application/json",
+                "content-type": "application/json",
+                "user-agent": f"fermata/{__version__}",
+                **self._words.HEADERS,
+            }
+            if self._vendor.api_key:
+                headers["authorization"] = f"Bearer {self._vendor.api_key}"
+            self._session = aiohttp.ClientSession(
+                headers=headers,
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_LIMIT, sock_read=READ_LIMIT),
+                trust_env=True,
+            )
+        return self._session
 
 
-def _import_door(protocol: Protocol) -> tuple[ModuleType, ModuleType]:
-    """pydantic-ai and the SDK of the protocol, imported by whoever calls a vendor first."""
-    sdk = "anthropic" if protocol is Protocol.ANTHROPIC else "openai"
-    import_module(f"pydantic_ai.models.{sdk}")
-    from fermata.turns.llms import pydantic_door, vendor_errors
-
-    return pydantic_door, vendor_errors
+async def _refusal(response: "aiohttp.ClientResponse") -> VendorError:
+    raw = await response.content.read(ERROR_LIMIT)
+    try:
+        told = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        told = None
+    trouble = decide_trouble(response.status, told)
+    pause = read_retry_after(response.headers.get("retry-after"))
+    return VendorError(trouble, status=response.status, retry_after=pause)
