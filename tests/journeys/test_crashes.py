@@ -85,10 +85,11 @@ def rows(server: ServerProcess, sql: str, *values: Any) -> list[Any]:
 
 
 def _busy(server: ServerProcess) -> list[Any]:
-    """Live runs; the timers of running sandboxes, which only wait, left out."""
+    """Live runs but for those that only wait for their time."""
     return rows(
         server,
-        "SELECT kind, key, state FROM runs WHERE state IN ('queued', 'running') AND kind != 'timers'",
+        "SELECT kind, key, state FROM runs "
+        "WHERE state IN ('queued', 'running') AND kind NOT IN ('timers', 'prune')",
     )
 
 

@@ -14,14 +14,15 @@ from fermata.kit.database import Connection, Database
 from fermata.kit.errors import (
     ConflictError,
     ErrorKind,
+    InternalError,
     LeaseLostError,
     TimedOutError,
     UnavailableError,
 )
 from fermata.runs import store
 from fermata.runs.contract import Later, RunHandle
-from fermata.runs.model import EffectRecord, RetryPolicy, Run, RunState, Step, decide_retry
-from fermata.runs.service import RunService
+from fermata.runs.model import EffectRecord, RetryPolicy, Run, RunState, Step, decide_retry, new_run
+from fermata.runs.service import Offer, RunService
 from fermata.runs.worker import Worker
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -110,6 +111,71 @@ async def test_an_ended_run_makes_way_for_a_new_one_of_the_same_key(
         second = await service.submit("job", "a", {})
         assert second.id != first.id
         await service.wait(second.id, timedelta(seconds=5))
+
+
+async def test_the_id_of_an_ended_run_is_not_taken_again(database: Database, service: RunService) -> None:
+    run = await service.submit("job", "a", {})
+    await database.write(lambda connection: store.cancel_queued(connection, run.id, NOW))
+    with pytest.raises(InternalError):
+        await database.write(lambda connection: store.insert(connection, run))
+
+
+async def test_a_run_that_nobody_works_on_is_not_kept_by_its_worker(
+    database: Database, service: RunService
+) -> None:
+    """Claimed, and then the claim's answer was lost: the worker lives on and knows nothing of it."""
+    seen: list[int] = []
+
+    async def work(handle: RunHandle) -> None:
+        seen.append(handle.run.fence)
+        if handle.run.key == "other":
+            await asyncio.sleep(LEASE.total_seconds() * 2)
+
+    async with working(database, Job(work), attach=service) as worker:
+        await service.submit("job", "other", {})  # keeps the worker renewing
+        lost = new_run("lost", "job", "lost", now=datetime.now(UTC))
+        orphan = replace(
+            lost,
+            state=RunState.RUNNING,
+            attempts=1,
+            fence=1,
+            lease_owner=worker.owner,
+            lease_until=datetime.now(UTC) + LEASE,
+            due_at=datetime.now(UTC) + LEASE,
+        )
+        await database.write(lambda connection: store.insert(connection, orphan))
+        await service.wait("lost", timedelta(seconds=10))
+    assert 2 in seen
+
+
+async def test_a_run_that_ends_unless_there_is_more_sees_what_a_joiner_wrote(
+    database: Database, service: RunService
+) -> None:
+    """Who joins a live run has its wish seen by it, or gets a run of its own."""
+    wishes: set[str] = set()
+    granted: set[str] = set()
+
+    async def work(handle: RunHandle) -> None:
+        def more(_: Connection) -> str | None:
+            return wishes.pop() if wishes else None
+
+        while (wish := await handle.end_unless(more)) is not None:
+            granted.add(wish)
+            await asyncio.sleep(0.001)
+
+    def wish(connection: Connection, offer: Offer, name: str) -> None:
+        offer.insert(connection)
+        wishes.add(name)
+
+    async with working(database, Job(work), attach=service):
+        for number in range(60):
+            with service.offer("job", "one", {}) as offer:
+                await database.write(lambda found, o=offer, n=str(number): wish(found, o, n))
+                offer.begin()
+            await asyncio.sleep(0.002 * (number % 3))
+        async with asyncio.timeout(10):
+            while len(granted) < 60:
+                await asyncio.sleep(0.01)
 
 
 async def test_no_more_runs_than_places_are_worked_on_at_once(

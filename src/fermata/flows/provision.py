@@ -133,7 +133,7 @@ class Provision:
         now = handle.now()
         fields = self._sandboxes.activation(now)
         timers = new_run(
-            f"{handle.run.id}-timers",
+            new_ordered_id(),
             TIMERS_KIND,
             record.id,
             now=now,

@@ -179,6 +179,9 @@ class Settings:
         _duration,
         "After this time without a sign of life, another worker takes a run over.",
     )
+    keep_runs: timedelta = setting(
+        timedelta(days=7), _duration, "How long the streams of ended turns can be read again."
+    )
 
     default_model: str | None = setting(
         None, _text, "Model of new chats; default: demo/shell, or the first vendor that has a key."
@@ -255,7 +258,10 @@ def _show(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, timedelta):
         seconds = int(value.total_seconds())
-        return f"{seconds // 60}m" if seconds >= 60 and seconds % 60 == 0 else f"{seconds}s"
+        for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+            if seconds >= size and seconds % size == 0:
+                return f"{seconds // size}{unit}"
+        return f"{seconds}s"
     if isinstance(value, int) and value >= 1 << 30 and value % (1 << 30) == 0:
         return f"{value >> 30}G"
     return str(value)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 
 from fermata.kit.database import Connection, Statement, insert_or_ignore, is_any, metadata
-from fermata.kit.errors import LeaseLostError
+from fermata.kit.errors import InternalError, LeaseLostError
 from fermata.kit.rows import Shape, instant_to_column, json_to_column
 from fermata.runs.model import EffectRecord, Run, RunState, Step
 
@@ -150,6 +150,17 @@ _CANCEL_QUEUED = Statement(
     .values(state=RunState.CANCELLED.value, ended_at=_big("to_ended"))
     .where(runs.c.id == bindparam("key_id"), runs.c.state == RunState.QUEUED.value)
 )
+_PRUNE = Statement(
+    sa.delete(runs).where(
+        runs.c.id.in_(
+            sa.select(runs.c.id)
+            .where(runs.c.ended_at < _big("before"))
+            .order_by(runs.c.id)
+            .limit(_big("count"))
+            .scalar_subquery()
+        )
+    )
+)
 _INSERT_STEP = Statement(sa.insert(steps))
 _STEPS = Statement(
     sa.select(*STEP.columns).where(steps.c.run_id == bindparam("run_id")).order_by(steps.c.number)
@@ -173,6 +184,8 @@ def insert(connection: Connection, run: Run) -> Run:
         found = connection.row(_LOCK_LIVE, kind=run.kind, key=run.key)
         if found is not None:
             return RUN.read(found)
+        if find(connection, run.id) is not None:
+            raise InternalError("A run with this id has been accepted before.")
         # It ended between the two statements (PostgreSQL only): the place is free now.
     connection.hint("runs")
     return run
@@ -297,6 +310,11 @@ def cancel_queued(connection: Connection, run_id: str, at: datetime) -> bool:
         return False
     connection.hint(f"run:{run_id}")
     return True
+
+
+def prune(connection: Connection, before: datetime, count: int) -> int:
+    """Forget up to `count` runs that ended before then, with their steps and effects. How many it were."""
+    return connection.run(_PRUNE, before=instant_to_column(before), count=count)
 
 
 def insert_step(connection: Connection, step: Step) -> None:

@@ -42,6 +42,17 @@ _GROW = Statement(
 )
 _INSERT = Statement(sa.insert(chunks))
 _CLOSE = Statement(sa.update(streams).values(closed=True).where(streams.c.id == bindparam("key")))
+_PRUNE = Statement(
+    sa.delete(streams).where(
+        streams.c.id.in_(
+            sa.select(streams.c.id)
+            .where(streams.c.closed, streams.c.created_at < bindparam("before", type_=sa.BigInteger))
+            .order_by(streams.c.id)
+            .limit(bindparam("count", type_=sa.BigInteger))
+            .scalar_subquery()
+        )
+    )
+)
 _start = (
     sa.select(sa.func.coalesce(sa.func.max(chunks.c.first), 0))
     .where(chunks.c.stream_id == bindparam("id"), chunks.c.first <= bindparam("at", type_=sa.BigInteger))
@@ -81,6 +92,11 @@ def append(connection: Connection, stream_id: str, lines: Sequence[str]) -> int:
 def close(connection: Connection, stream_id: str) -> None:
     connection.run(_CLOSE, key=stream_id)
     connection.hint(topic(stream_id))
+
+
+def prune(connection: Connection, before: datetime, count: int) -> int:
+    """Forget up to `count` closed streams that were created before then. How many it were."""
+    return connection.run(_PRUNE, before=instant_to_column(before), count=count)
 
 
 def find_state(connection: Connection, stream_id: str) -> StreamState | None:
