@@ -17,6 +17,9 @@ from fermata.flows.headless import HeadlessFlow
 from fermata.flows.hibernate import Destroy, Hibernate, Timers
 from fermata.flows.open_session import OpenSession
 from fermata.flows.provision import Provision
+from fermata.flows.prune import KEY as PRUNE_KEY
+from fermata.flows.prune import KIND as PRUNE
+from fermata.flows.prune import Prune
 from fermata.flows.reconcile import reconcile
 from fermata.flows.run_turn import TurnFlow, TurnHandler
 from fermata.flows.sandbox import SandboxFlow
@@ -136,6 +139,7 @@ async def open_fermata(
         context = _build(settings, clock, database, provider, catalogue, base, report, workspaces)
         stack.push_async_callback(context.catalogue.close)
         await reconcile(database=database, clock=clock, provider=provider)
+        await context.runs.submit(PRUNE, PRUNE_KEY, {})
         await context.worker.open(alone=alone)
         stack.push_async_callback(context.worker.close)
         context.runs.attach(context.worker)
