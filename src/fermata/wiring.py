@@ -20,6 +20,7 @@ from fermata.flows.provision import Provision
 from fermata.flows.prune import KEY as PRUNE_KEY
 from fermata.flows.prune import KIND as PRUNE
 from fermata.flows.prune import Prune
+from fermata.flows.queue import QueueFlow
 from fermata.flows.reconcile import reconcile
 from fermata.flows.run_turn import TurnFlow, TurnHandler
 from fermata.flows.sandbox import SandboxFlow
@@ -44,6 +45,7 @@ from fermata.sessions.service import SessionService
 from fermata.stream.service import StreamService
 from fermata.turns.llms.catalogue import Catalogue
 from fermata.turns.tools.standard import standard_tools
+from fermata.views.events import EventFeed
 from fermata.views.sessions import SessionViews
 from fermata.workspaces.providers.builtin import BuiltinHost
 from fermata.workspaces.service import WorkspaceService
@@ -68,10 +70,12 @@ class Fermata:
     sandboxes: SandboxService
     sandbox_flow: SandboxFlow
     turns: TurnFlow
+    queue: QueueFlow
     headless: HeadlessFlow
     runs: RunService
     worker: Worker
     stream: StreamService
+    feed: EventFeed
     base: BaseStore
     report: ProviderReport
 
@@ -159,34 +163,20 @@ def _build(
 ) -> Fermata:
     accounts = AccountService(database=database, clock=clock)
     runs = RunService(database=database, clock=clock)
-    sandboxes = SandboxService(
-        clock=clock,
-        providers={provider.name: provider},
-        default=provider.name,
-        timers=SandboxTimers(settings.sandbox_lifetime, settings.sandbox_idle),
-        network=NetworkPolicy(settings.sandbox_network),
-        limits=_limits(settings),
-        installation=installation_id(settings.data_dir),
-    )
+    sandboxes = _sandbox_service(settings, clock, provider)
     boot = Boot(sandboxes=sandboxes, workspaces=workspaces, accounts=accounts, runs=runs)
     sandbox_flow = SandboxFlow(
         database=database, clock=clock, sandboxes=sandboxes, runs=runs, workspaces=workspaces
     )
-    worker = Worker(
-        database=database,
-        clock=clock,
-        lease=settings.lease,
-        handlers=[
-            *_sandbox_handlers(sandboxes, workspaces, runs, boot),
-            TurnHandler(
-                at_once=settings.runs_at_once,
-                catalogue=catalogue,
-                tools=standard_tools(),
-                sandboxes=sandboxes,
-                sandbox_flow=sandbox_flow,
-            ),
-        ],
+    turn_handler = TurnHandler(
+        at_once=settings.runs_at_once,
+        catalogue=catalogue,
+        tools=standard_tools(),
+        sandboxes=sandboxes,
+        sandbox_flow=sandbox_flow,
     )
+    prune = Prune(keep_for=settings.keep_runs)
+    handlers = [*_sandbox_handlers(sandboxes, workspaces, runs, boot), turn_handler, prune]
     open_session = OpenSession(
         database=database,
         clock=clock,
@@ -196,7 +186,6 @@ def _build(
         default_model=catalogue.default_model_id,
         orchestrator=settings.orchestrator,
     )
-    session_flow = SessionFlow(database=database, clock=clock, runs=runs)
     turns = TurnFlow(database=database, clock=clock, runs=runs, sandboxes=sandboxes)
     return Fermata(
         settings=settings,
@@ -206,18 +195,32 @@ def _build(
         sessions=SessionService(database=database, clock=clock),
         views=SessionViews(database=database),
         open_session=open_session,
-        session_flow=session_flow,
+        session_flow=SessionFlow(database=database, clock=clock, runs=runs),
         workspaces=workspaces,
         catalogue=catalogue,
         sandboxes=sandboxes,
         sandbox_flow=sandbox_flow,
         turns=turns,
+        queue=QueueFlow(database=database, clock=clock),
         headless=HeadlessFlow(database=database, clock=clock, open_session=open_session, turns=turns),
         runs=runs,
-        worker=worker,
+        worker=Worker(database=database, clock=clock, lease=settings.lease, handlers=handlers),
         stream=StreamService(database=database),
+        feed=EventFeed(database=database, clock=clock),
         base=base,
         report=report,
+    )
+
+
+def _sandbox_service(settings: Settings, clock: Clock, provider: SandboxProvider) -> SandboxService:
+    return SandboxService(
+        clock=clock,
+        providers={provider.name: provider},
+        default=provider.name,
+        timers=SandboxTimers(settings.sandbox_lifetime, settings.sandbox_idle),
+        network=NetworkPolicy(settings.sandbox_network),
+        limits=_limits(settings),
+        installation=installation_id(settings.data_dir),
     )
 
 

@@ -1,6 +1,6 @@
 """Nobody reaches what belongs to somebody else: every route, with the key of a stranger.
 
-A new route must be declared here, in one of the three tables, or the first test fails.
+A new route must be declared here, in one of the four tables, or the first test fails.
 """
 
 import base64
@@ -27,6 +27,9 @@ OWN = {
     ("GET", "/api/organizations"),
     ("GET", "/api/accounts/id"),
 }
+
+#: The same, as a stream without an end: what a stranger sees there is in `test_events.py`.
+FEEDS = {("GET", "/api/events")}
 
 CHAT = "/api/sessions/{session}/chats/{chat}"
 MESSAGE = {"id": "m", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
@@ -57,6 +60,16 @@ REFUSED: dict[tuple[str, str], list[tuple[str, Any, set[int]]]] = {
         ("/api/chat/{run}/stream", None, {404}),
     ],
     ("POST", "/api/chat/{chatId}/stop"): [("/api/chat/{chat}/stop", None, {403})],
+    ("GET", "/api/chat/{chatId}/queue"): [("/api/chat/{chat}/queue", None, {403})],
+    ("PATCH", "/api/chat/{chatId}/queue/{messageId}"): [
+        ("/api/chat/{chat}/queue/m", {"position": 1}, {403}),
+        ("/api/chat/{chat}/queue/m", {"parts": MESSAGE["parts"]}, {403}),
+    ],
+    ("DELETE", "/api/chat/{chatId}/queue/{messageId}"): [("/api/chat/{chat}/queue/m", None, {403})],
+    ("DELETE", "/api/sessions/{sessionId}/chats/{chatId}/messages/{messageId}"): [
+        (f"{CHAT}/messages/m", None, {403}),
+        ("/api/sessions/{own}/chats/{chat}/messages/m", None, {404}),
+    ],
     ("POST", "/api/chat/runs"): [
         ("/api/chat/runs", {"prompt": "hello", "accountId": "{account}"}, {403}),
         ("/api/chat/runs", {"prompt": "hello", "organizationId": "{organization}"}, {403}),
@@ -154,7 +167,7 @@ def fill(template: Any, names: dict[str, str]) -> Any:
 
 
 async def test_every_route_is_declared_here(quick_served: Served) -> None:
-    declared = PUBLIC | OWN | set(REFUSED)
+    declared = PUBLIC | OWN | FEEDS | set(REFUSED)
     assert sorted(routes(quick_served)) == sorted(declared)
 
 

@@ -21,6 +21,7 @@ from fermata.sandboxes import store as sandboxes
 from fermata.sandboxes.model import SandboxRecord, session_sandbox_id
 from fermata.sandboxes.service import SandboxService
 from fermata.sessions import store as sessions
+from fermata.sessions.feed import tell
 from fermata.sessions.model import NEW_CHAT_TITLE, Chat, Session, SessionStatus
 from fermata.workspaces.model import (
     RepositoryName,
@@ -146,6 +147,7 @@ class OpenSession:
             return first, False
         sessions.insert_session(connection, opened.session)
         sessions.insert_chat(connection, opened.chat)
+        tell(connection, opened.session, "session.created", now, chatId=opened.chat.id)
         sandboxes.insert_new(connection, opened.sandbox, actor=f"account:{caller.account_id}")
         if offer is not None:
             offer.insert(connection)

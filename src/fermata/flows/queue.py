@@ -20,10 +20,11 @@ from fermata.kit.errors import ConflictError, InternalError, InvalidRequestError
 from fermata.kit.ids import new_id
 from fermata.runs import store as runs
 from fermata.runs.model import queued_run
-from fermata.sessions import access, messages, queue
+from fermata.sessions import access, deletion, messages, queue
 from fermata.sessions import store as sessions
+from fermata.sessions.ending import end_stream
 from fermata.sessions.feed import tell
-from fermata.sessions.model import Busy, ChatRun, Received, ReceivedState, Session, SessionStatus
+from fermata.sessions.model import Busy, ChatRun, Received, ReceivedState, Role, Session, SessionStatus
 from fermata.sessions.queue import Counts
 from fermata.stream import store as stream
 from fermata.turns.history import from_ui_message, history_to_json, title_from
@@ -38,9 +39,6 @@ QUEUE_LIMIT = 100
 ANSWERED = "This message is being answered already"
 CANCELLED = "This message was cancelled"
 NOTHING_SAID = "The message has neither text nor a file"
-
-#: The whole stream of a message that was cancelled: clients wait for it.
-_CANCELLED_STREAM = ['{"type":"finish","finishReason":"other"}']
 
 
 def message_to_store(message: dict[str, Any], field: str = "messages") -> tuple[str, str]:
@@ -109,16 +107,10 @@ def cancel(connection: Connection, session: Session, received: Received, at: dat
     """Take a waiting message out of the queue for good. False when it waits no more."""
     if not queue.mark_cancelled(connection, received, at):
         return False
-    _end_stream(connection, received)
+    end_stream(connection, received.run_id)
     data = {"chatId": received.chat_id, "messageId": received.id}
     tell(connection, session, "message.cancelled", at, **data)
     return True
-
-
-def _end_stream(connection: Connection, received: Received) -> None:
-    if stream.find_state(connection, received.run_id) is not None:
-        stream.append(connection, received.run_id, _CANCELLED_STREAM)
-        stream.close(connection, received.run_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +183,30 @@ class QueueFlow:
                 _check(cancel(connection, session, received, self._clock.now()))
 
         await self._database.write(write)
+
+    async def delete_message(
+        self, caller: Caller, session_id: str, chat_id: str, message_id: str
+    ) -> list[str]:
+        """Delete a user's message and everything after it; the ids of what is gone, in their order.
+        `InvalidRequestError` for another's message, `ConflictError` while a turn runs."""
+
+        def write(connection: Connection) -> list[str]:
+            session = access.get_session(connection, session_id, caller, lock=True)
+            chat = access.get_chat_in(connection, session_id, chat_id, caller)
+            message = messages.find_message(connection, chat_id, message_id)
+            if message is None:
+                raise NotFoundError("Message not found")
+            if message.role is not Role.USER:
+                raise InvalidRequestError("Only user messages can be deleted")
+            if chat.active_run_id is not None:
+                raise ConflictError("Cannot delete messages while a response is streaming")
+            deleted = deletion.delete_from(connection, chat_id, message_id)
+            now = self._clock.now()
+            sessions.touch_session(connection, session.id, now)
+            tell(connection, session, "message.deleted", now, chatId=chat_id, messageIds=deleted)
+            return deleted
+
+        return await self._database.write(write)
 
     def _get(
         self, connection: Connection, caller: Caller, chat_id: str, message_id: str

@@ -7,6 +7,7 @@ from datetime import datetime
 from fermata.accounts.model import Caller
 from fermata.flows.hibernate import KIND as HIBERNATE
 from fermata.flows.provision import DESTROY_KIND
+from fermata.flows.queue import begin_next
 from fermata.kit.clock import Clock
 from fermata.kit.database import Connection, Database
 from fermata.kit.errors import ConflictError, VersionMismatchError
@@ -16,6 +17,8 @@ from fermata.sandboxes import store as sandboxes
 from fermata.sandboxes.model import LifecycleState, SandboxRecord, session_sandbox_id
 from fermata.sessions import access
 from fermata.sessions import store as sessions
+from fermata.sessions.ending import abandon
+from fermata.sessions.feed import tell
 from fermata.sessions.model import Session, SessionStatus
 
 STILL_PAUSING = "Sandbox is still being paused, try again in a few seconds."
@@ -40,7 +43,8 @@ class SessionFlow:
         self._runs = runs
 
     async def change(self, caller: Caller, session_id: str, changes: SessionChanges) -> None:
-        """Archiving ends running turns and puts the sandbox to sleep; its disk is kept.
+        """Archiving ends running turns and puts the sandbox to sleep; its disk is kept, and so are messages
+        that wait, which go on when the session is unarchived.
 
         `VersionMismatchError` when `expected_version` is not the lifecycle's, `ConflictError` while an
         archived sandbox is still being put to sleep.
@@ -89,8 +93,14 @@ class SessionFlow:
             "lines_removed": changes.lines_removed,
         }
         given = {name: value for name, value in wanted.items() if value is not None}
-        if given:
-            sessions.update_session(connection, session, at=now, **given)
+        if not given:
+            return
+        changed = sessions.update_session(connection, session, at=now, **given)
+        tell(connection, changed, "session.updated", now, title=changed.title, status=changed.status.value)
+        if was_archived and not archives:
+            for chat in sessions.list_chats(connection, session_id):
+                if chat.active_run_id is None:
+                    begin_next(connection, changed, chat.id, now)
 
     async def delete(self, caller: Caller, session_id: str) -> None:
         """Delete a session and everything in it. Only its owner may. Its sandbox is destroyed by a run that
@@ -101,12 +111,14 @@ class SessionFlow:
             def write(connection: Connection) -> None:
                 now = self._clock.now()
                 session = access.get_own_session(connection, session_id, caller)
-                _stop_turns(connection, session, now)
+                for chat in sessions.list_chats(connection, session.id):
+                    abandon(connection, chat, now)
                 sandbox = sandboxes.find_for_session(connection, session_id)
                 if sandbox is not None:
                     sandboxes.mark_doomed(connection, sandbox.id)
                     offer.insert(connection)
                 sessions.delete_session(connection, session.id)
+                tell(connection, session, "session.deleted", now)
 
             await self._database.write(write)
             offer.begin()

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
+from fermata.events import store as events
 from fermata.kit.database import Connection, Statement, insert_or_ignore, metadata
 from fermata.kit.errors import ConflictError, NotFoundError, VersionMismatchError
 from fermata.kit.rows import Shape
@@ -169,7 +170,7 @@ def move(
     at: datetime,
     **changes: Any,
 ) -> SandboxRecord:
-    """Move the sandbox that the caller has seen as `seen`, and write the history, in this transaction.
+    """Move the sandbox that the caller has seen as `seen`; write the history and tell, in this transaction.
 
     `changes` are further fields of the record. Raises `VersionMismatchError` when somebody else has moved it
     since, and `ConflictError` when the table of moves does not allow it.
@@ -194,6 +195,20 @@ def move(
     step = Move(seen.id, seen.version + 1, seen.state, to_state, reason, actor, at)
     connection.run(_INSERT_MOVE, **MOVE.write(step))
     connection.hint(f"sandbox:{seen.id}")
+    events.append(
+        connection,
+        "sandbox.moved",
+        at=at,
+        account_id=seen.account_id,
+        session_id=seen.session_id,
+        data={
+            "sessionId": seen.session_id,
+            "sandboxId": seen.id,
+            "state": to_state.value,
+            "version": step.version,
+            "reason": reason,
+        },
+    )
     return get(connection, seen.id)
 
 

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fermata.accounts.model import Caller
+from fermata.events import store as events
 from fermata.kit.clock import Clock
 from fermata.kit.database import Connection, Database
 from fermata.kit.errors import ConflictError, InvalidRequestError
 from fermata.kit.ids import new_id
-from fermata.runs import store as runs
 from fermata.sessions import access, store
+from fermata.sessions.ending import abandon
+from fermata.sessions.feed import tell
 from fermata.sessions.model import NEW_CHAT_TITLE, Chat, ChatSummary, StoredMessage
 
 ONLY_CHAT = "Cannot delete the only chat in a session"
@@ -63,9 +65,10 @@ class SessionService:
 
         def write(connection: Connection) -> Chat:
             # The lock: a session that is being deleted gets no more chats.
-            access.get_session(connection, session_id, caller, lock=True)
+            session = access.get_session(connection, session_id, caller, lock=True)
             if store.insert_chat(connection, wanted):
                 store.touch_session(connection, session_id, now)
+                tell(connection, session, "chat.created", now, chatId=wanted.id)
                 return wanted
             found = store.find_chat(connection, wanted.id)
             if found is None or found.session_id != session_id:
@@ -80,11 +83,13 @@ class SessionService:
         now = self._clock.now()
 
         def write(connection: Connection) -> Chat:
-            access.get_session(connection, session_id, caller, lock=True)
+            session = access.get_session(connection, session_id, caller, lock=True)
             chat = access.get_chat_in(connection, session_id, chat_id, caller)
-            return store.update_chat(
+            changed = store.update_chat(
                 connection, chat, title=title or chat.title, model_id=model_id or chat.model_id, at=now
             )
+            tell(connection, session, "chat.updated", now, chatId=chat_id, title=changed.title)
+            return changed
 
         return await self._database.write(write)
 
@@ -94,13 +99,13 @@ class SessionService:
 
         def write(connection: Connection) -> None:
             # The lock: of two who delete the last two chats, one finds the only one.
-            access.get_session(connection, session_id, caller, lock=True)
+            session = access.get_session(connection, session_id, caller, lock=True)
             chat = access.get_chat_in(connection, session_id, chat_id, caller)
             if store.count_chats(connection, session_id) == 1:
                 raise InvalidRequestError(ONLY_CHAT)
-            if chat.active_run_id is not None:
-                runs.request_stop(connection, chat.active_run_id, now)
+            abandon(connection, chat, now)
             store.delete_chat(connection, chat_id)
+            tell(connection, session, "chat.deleted", now, chatId=chat_id)
 
         await self._database.write(write)
 
@@ -111,5 +116,13 @@ class SessionService:
         def write(connection: Connection) -> None:
             access.get_chat_in(connection, session_id, chat_id, caller)
             store.mark_read(connection, caller.account_id, chat_id, now)
+            # To the reader alone, whose other screens show it as unread.
+            events.append(
+                connection,
+                "chat.read",
+                at=now,
+                account_id=caller.account_id,
+                data={"sessionId": session_id, "chatId": chat_id},
+            )
 
         await self._database.write(write)

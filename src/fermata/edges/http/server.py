@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._app.draining = True
         self._app.fermata.stream.close()
+        self._app.fermata.feed.close()
         super().handle_exit(sig, frame)
 
     @contextlib.contextmanager

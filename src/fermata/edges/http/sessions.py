@@ -17,6 +17,7 @@ from fermata.edges.http.errors import json_response
 from fermata.edges.http.validation import (
     ABSENT,
     BRANCH_PATTERN,
+    WHOLE,
     OwnerText,
     RepositoryText,
     RepositoryUrlText,
@@ -84,8 +85,8 @@ class CreateSessionRequest(RequestModel):
 class ChangeSessionRequest(RequestModel):
     title: Annotated[str, Field(max_length=TITLE_LIMIT)] = ABSENT
     status: Status = ABSENT
-    linesAdded: Annotated[int, Field(ge=0, le=LARGEST_INTEGER)] = ABSENT
-    linesRemoved: Annotated[int, Field(ge=0, le=LARGEST_INTEGER)] = ABSENT
+    linesAdded: Annotated[int, Field(ge=0, le=LARGEST_INTEGER), WHOLE] = ABSENT
+    linesRemoved: Annotated[int, Field(ge=0, le=LARGEST_INTEGER), WHOLE] = ABSENT
 
 
 class SessionList(WireModel):

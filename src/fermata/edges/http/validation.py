@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import WithJsonSchema
 
@@ -52,6 +52,13 @@ _UUID = (
     r"|00000000-0000-0000-0000-000000000000|[fF]{8}-[fF]{4}-[fF]{4}-[fF]{4}-[fF]{12})$"
 )
 
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+#: In the `Annotated` of an integer, last: JSON does not tell 1.0 from 1.
+WHOLE = BeforeValidator(_whole)
 
 UuidText = Annotated[
     str, Field(pattern=_UUID), WithJsonSchema({"type": "string", "format": "uuid", "pattern": _UUID})
