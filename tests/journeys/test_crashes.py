@@ -1,226 +1,47 @@
 """The journeys, with the server killed at a commit or in the middle of a provider's verb, and started again.
 
-Each test walks through the points of one journey. `bench/crash.py` visits every point; here each journey
-has a number of kills that it may spend, spread over its points.
+Each test spends a number of kills on the points of one journey. `python -m bench.crash` visits every point.
 """
 
-import asyncio
-import signal
-import sqlite3
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import closing
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from tests.journeys.conftest import MakeServer
-from tests.support.processes import Seen, ServerProcess, chat, shell, since_boot, stored_messages, watch
-from tests.support.serving import Client
-
-from fermata.turns.loop import OUTCOME_UNKNOWN
-
-Act = Callable[[Client], Awaitable[Any]]
-
-#: (what is counted, the how manieth, before or after)
-Point = tuple[str, int, str]
-
-
-def commits(first: int, last: int, step: int = 1) -> list[Point]:
-    """Before or after, in turns: what lies between two commits is visited from one side or the other."""
-    return [("write", number, ("before", "after")[number % 2]) for number in range(first, last + 1, step)]
+from tests.support.journeys import (
+    Journey,
+    Point,
+    Walk,
+    commits,
+    create_sessions,
+    hibernate,
+    restore,
+    take_turns,
+    verbs,
+    wait_in_line,
+)
 
 
-def verbs(*names: str) -> list[Point]:
-    return [(name, 1, when) for name in names for when in ("before", "after")]
+@pytest.mark.parametrize(
+    ("walk", "points"),
+    [
+        (create_sessions, [*commits(1, 2), *verbs("create")]),
+        (hibernate, [*commits(1, 3), ("stop", 1, "after")]),
+        (restore, [*commits(1, 3), ("resume", 1, "after")]),
+        (take_turns, commits(1, 12)),
+        (wait_in_line, commits(3, 12, 3)),
+    ],
+)
+async def test_nothing_is_lost_doubled_or_stuck(
+    make_server: MakeServer, walk: Walk, points: list[Point]
+) -> None:
+    journey = Journey(await make_server(orchestrator="true"))
+    missed: list[Point] = []
 
+    def told() -> Iterator[Point]:
+        for point in points:
+            yield point
+            if not journey.reached:
+                missed.append(point)
 
-class Journey:
-    """One server and what was asked of it, over many of its lives."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        self.server = server
-        self.visited: list[str] = []
-
-    async def crash(self, point: Point, act: Act) -> Any:
-        """Do something with the server killed at this point, and start it again. What `act` has returned, or
-        None when the server died meanwhile."""
-        server = self.server
-        server.arm(*point)
-        async with server.client() as client:
-            task = asyncio.create_task(act(client))
-            idle = 0
-            while server.running():
-                # An answer may come before what it set going is over, and a commit before the point after it.
-                idle = idle + 1 if task.done() and task.exception() is None and not _busy(server) else 0
-                if idle == 20:
-                    self.visited.append(f"{point} was not reached")
-                    server.disarm()
-                    return task.result()
-                await asyncio.sleep(0.01)
-            result = (await asyncio.gather(task, return_exceptions=True))[0]
-        assert await server.ended() == -signal.SIGKILL
-        self.visited.append(f"{point} after {len(server.disarm())} others")
-        begun = since_boot()
-        await server.start()
-        server.check_nothing_is_left(begun)
-        return None if isinstance(result, BaseException) else result
-
-    async def settled(self, session_id: str) -> str:
-        """The state of a session when nothing is under way any more."""
-        deadline = time.monotonic() + 20
-        async with self.server.client() as client:
-            while _busy(self.server):
-                assert time.monotonic() < deadline, f"stuck: {_busy(self.server)}\n{self.server.log[-3000:]}"
-                await asyncio.sleep(0.02)
-            found = (await client.get(f"/api/sessions/{session_id}")).json["session"]
-        check_rows(self.server)
-        state: str = found["lifecycleState"]
-        assert state in ("active", "hibernated"), (state, found["lifecycleError"])
-        return state
-
-
-def rows(server: ServerProcess, sql: str, *values: Any) -> list[Any]:
-    with closing(sqlite3.connect(f"file:{server.data}/fermata.db?mode=ro", uri=True)) as connection:
-        return connection.execute(sql, values).fetchall()
-
-
-def _busy(server: ServerProcess) -> list[Any]:
-    """Live runs but for those that only wait for their time."""
-    return rows(
-        server,
-        "SELECT kind, key, state FROM runs "
-        "WHERE state IN ('queued', 'running') AND kind NOT IN ('timers', 'prune')",
-    )
-
-
-def check_rows(server: ServerProcess) -> None:
-    """What holds whenever nothing is under way."""
-    assert rows(server, "SELECT id FROM chats WHERE active_run_id IS NOT NULL") == []
-    assert rows(server, "SELECT id FROM streams WHERE NOT closed") == []
-    for sandbox_id, version, state in rows(server, "SELECT id, version, state FROM sandboxes"):
-        moves = rows(
-            server,
-            "SELECT version, from_state, to_state FROM sandbox_moves WHERE sandbox_id = ? ORDER BY version",
-            sandbox_id,
-        )
-        assert [move[0] for move in moves] == list(range(version + 1))
-        assert moves[-1][2] == state
-        assert [move[1] for move in moves[1:]] == [move[2] for move in moves[:-1]]
-    unanswered = rows(
-        server,
-        "SELECT r.run_id FROM chat_runs r LEFT JOIN messages m "
-        "ON m.chat_id = r.chat_id AND m.id = r.assistant_message_id WHERE m.id IS NULL",
-    )
-    assert unanswered == []
-
-
-async def start_sandbox(client: Client, session: dict[str, Any]) -> None:
-    answer = await client.post("/api/sandbox", {"sessionId": session["id"], "repoUrl": session["cloneUrl"]})
-    assert answer.status == 200, answer.raw
-
-
-async def pause(client: Client, session: dict[str, Any]) -> None:
-    answer = await client.post("/api/sandbox/snapshot", {"sessionId": session["id"]})
-    assert answer.status == 200, answer.raw
-
-
-_numbers = iter(range(1_000_000))
-
-
-async def say(client: Client, session: dict[str, Any], *commands: str) -> Seen:
-    seen = await chat(client, session, shell(*commands), f"message-{next(_numbers)}")
-    assert seen.done, (seen.status, seen.error)
-    return seen
-
-
-async def a_session(server: ServerProcess) -> dict[str, Any]:
-    """An active session with a file in its workspace."""
-    async with server.client() as client:
-        session = await client.open()
-        await start_sandbox(client, session)
-        await say(client, session, "echo precious > kept")
-        return session
-
-
-@pytest.fixture
-async def journey(make_server: MakeServer) -> Journey:
-    return Journey(await make_server(orchestrator="true"))
-
-
-async def test_a_session_whose_creation_was_cut_exists_once_and_gets_its_sandbox(journey: Journey) -> None:
-    for number, point in enumerate([*commits(1, 3), *verbs("create")]):
-        once = {"idempotency-key": f"once-{number}"}
-        wanted = {"title": f"Session {number}"}
-
-        async def create(client: Client, wanted: Any = wanted, once: Any = once) -> Any:
-            return (await client.post("/api/sessions", wanted, headers=once)).json["session"]["id"]
-
-        answered = await journey.crash(point, create)
-        async with journey.server.client() as client:
-            session_id = await create(client)
-            assert answered in (None, session_id)
-            listed = (await client.get("/api/sessions?limit=100")).json["sessions"]
-            assert [session["title"] for session in listed].count(wanted["title"]) == 1
-            assert await journey.settled(session_id) in ("active", "hibernated")
-            session = (await client.get(f"/api/sessions/{session_id}")).json["session"]
-            await start_sandbox(client, session)
-
-
-async def test_a_hibernation_that_was_cut_keeps_every_file(journey: Journey) -> None:
-    session = await a_session(journey.server)
-    for point in [*commits(1, 3), *verbs("stop")]:
-        await journey.crash(point, lambda client: pause(client, session))
-        assert await journey.settled(session["id"]) == "hibernated"
-        async with journey.server.client() as client:
-            await start_sandbox(client, session)
-            assert "precious" in (await say(client, session, "cat kept")).text
-
-
-async def test_a_restoration_that_was_cut_is_finished_with_every_file(journey: Journey) -> None:
-    session = await a_session(journey.server)
-    for point in [*commits(1, 4), *verbs("resume")]:
-        async with journey.server.client() as client:
-            await pause(client, session)
-        await journey.crash(point, lambda client: start_sandbox(client, session))
-        await journey.settled(session["id"])
-        async with journey.server.client() as client:
-            assert "precious" in (await say(client, session, "cat kept")).text
-
-
-async def test_a_turn_that_was_cut_goes_on_and_does_nothing_twice(journey: Journey) -> None:
-    session = await a_session(journey.server)
-    for number, point in enumerate(commits(1, 13)):
-        text = shell(f"echo line-{number} >> lines", "sleep 0.1", f"grep -c line-{number}$ lines")
-        before = Seen()
-
-        async def ask(client: Client, text: str = text, number: int = number, seen: Seen = before) -> Any:
-            return await chat(client, session, text, f"asked-{number}", seen)
-
-        await journey.crash(point, ask)
-        async with journey.server.client() as client:
-            after = await ask(client, seen=Seen())
-            assert after.done, (point, after.status, after.error)
-            await journey.settled(session["id"])
-            check_stream(before, after)
-            again = await watch(
-                client, "GET", f"/api/chat/{after.run_id}/stream?startIndex={len(before.chunks)}"
-            )
-            assert again.chunks == after.chunks[len(before.chunks) :]
-            stored = [
-                one for one in await stored_messages(client, session) if one["id"] == after.message["id"]
-            ]
-            assert [one["parts"] for one in stored] == [after.message["parts"]]
-            counted = await say(client, session, f"grep -c line-{number}$ lines")
-        outputs = [part for part in after.message["parts"] if part.get("type") == "tool-bash"]
-        told = [part.get("errorText") for part in outputs if part["state"] == "output-error"]
-        times = int(counted.text.splitlines()[-2]) if "exited with status 0" in counted.text else 0
-        assert times == 1 or (times == 0 and OUTCOME_UNKNOWN in told), (point, times, told)
-
-
-def check_stream(before: Seen, after: Seen) -> None:
-    """A viewer who rejoins has what it had, and the rest; one sequence without a hole."""
-    assert after.chunks[: len(before.chunks)] == before.chunks
-    assert after.ids == list(range(len(after.ids)))
-    assert after.types[0] == "start"
-    assert after.types[-1] == "finish"
-    assert after.types.count("start") == after.types.count("finish") == 1
+    await walk(journey, told())
+    assert missed == []
