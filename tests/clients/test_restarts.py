@@ -158,13 +158,16 @@ async def house(node_scripts: Path, tmp_path_factory: pytest.TempPathFactory) ->
         node_of = await stack.enter_async_context(
             node_processes(node_scripts, tmp_path_factory.mktemp("pages"))
         )
-        vendor = await stack.enter_async_context(Vendor())
+        vendor = Vendor()
+        await stack.enter_async_context(vendor)
         server = Server(home, openai_base_url=vendor.url, orchestrator="false")
         stack.push_async_callback(server.kill)
         await server.start()
         proxy = await stack.enter_async_context(cutting_proxy(server.url))
         yield House(server, vendor, proxy, node_of)
         assert await server.end(signal.SIGTERM) == 0, server.log
+        assert "Traceback" not in server.log
+        assert "ASGI" not in server.log, "to let viewers go is no error"
 
 
 def _make_writable(_: object, path: str, __: object) -> None:

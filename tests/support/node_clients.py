@@ -14,7 +14,7 @@ from typing import Any
 #: A longest answer of a process: the messages of a chat.
 LINE_LIMIT = 16 << 20
 #: No chat of a test takes so long; one that does will never end.
-ANSWER_SECONDS = 20
+ANSWER_SECONDS = 60
 ENDED = "the node process has ended"
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 _BLOCK = re.compile(r"```js\n// (?P<name>[a-z-]+\.js)\n(?P<code>.*?)```", re.DOTALL)
@@ -52,10 +52,10 @@ def lay_out(tree: Path, scripts: Path, packages: Packages) -> None:
     modules = tree / "node_modules"
     ours = {"ai": packages.ai, "@workflow/ai": packages.workflow, "@ai-sdk/react": packages.react}
     for package in [*installed.iterdir(), *installed.glob("@*/*")]:
-        name = package.relative_to(installed)
-        if str(name) not in ours and not package.name.startswith((".", "@")):
-            (modules / name).parent.mkdir(parents=True, exist_ok=True)
-            (modules / name).symlink_to(package)
+        place = package.relative_to(installed)
+        if str(place) not in ours and not package.name.startswith((".", "@")):
+            (modules / place).parent.mkdir(parents=True, exist_ok=True)
+            (modules / place).symlink_to(package)
     for name in ("ai", "@ai-sdk/react"):
         (modules / name).symlink_to(installed / ours[name])
     # A copy, so that it finds the `ai` of this directory.

@@ -20,11 +20,12 @@ class StreamService:
     def __init__(self, *, database: Database) -> None:
         self._database = database
         self._watches: set[Watch] = set()
-        self._closed = False
+        #: Set by `close`.
+        self.closed = False
 
     def close(self) -> None:
         """End every reader where it is, so that their connections can be closed. They may come back."""
-        self._closed = True
+        self.closed = True
         for watch in self._watches:
             watch.wake()
 
@@ -43,7 +44,7 @@ class StreamService:
         at = decide_start(start, state.length)
         silent = timedelta(0)
         with self._watch(stream_id) as watch:
-            while not self._closed:
+            while not self.closed:
                 for batch in await self._page(stream_id, at):
                     yield batch
                     at = batch.first + len(batch.lines)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from fermata.kit.errors import InvalidRequestError, NotFoundError
+from fermata.kit.errors import InvalidRequestError, NotFoundError, UnavailableError
 from fermata.stream.model import decide_start
 from fermata.stream.service import StreamService
 
@@ -59,6 +59,10 @@ async def stream_response(stream: StreamService, run_id: str, start: int = 0) ->
     the index of the first chunk they get.
     """
     state = await stream.state(run_id)
+    if stream.closed:
+        # Begun now it would be marked as the last answer of its connection, and clients exist (Node's) that
+        # take the end of such a connection for the end of the answer.
+        raise UnavailableError("The server is ending. Ask again.")
     headers = {
         **_HEADERS,
         "x-workflow-run-id": run_id,
