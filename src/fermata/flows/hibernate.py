@@ -1,5 +1,6 @@
 """Put a sandbox to sleep with its disk kept, by hand or when its time has come, and end one for good."""
 
+import asyncio
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,6 +24,8 @@ IDLE = "idle"
 
 _S = LifecycleState
 
+#: After this a stop is ended and tried again: no sandbox stays between two states for ever.
+DEADLINE = timedelta(minutes=5)
 #: How soon to look again at a sandbox whose time has come while a turn runs in it.
 BUSY_PAUSE = timedelta(seconds=30)
 #: How long an archived sandbox waits for turns that were asked to end.
@@ -64,9 +67,12 @@ class Hibernate:
         if record.state is _S.ARCHIVED:
             await self._let_turns_end(handle, record)
         try:
-            await self._sandboxes.provider(record).stop(record.id)
+            async with asyncio.timeout(DEADLINE.total_seconds()):
+                await self._sandboxes.provider(record).stop(record.id)
         except SandboxGoneError as error:
             raise SandboxGoneError(LOST_DISK) from error
+        except TimeoutError as error:
+            raise TimedOutError("The sandbox did not stop in time.") from error
         await handle.end(
             RunState.COMPLETED,
             lambda connection: self._finish(connection, handle),

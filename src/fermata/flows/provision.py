@@ -5,8 +5,10 @@ same moment wait for the same machine. Moves are guarded by the version and by t
 that was made and not yet written down as active holds nobody's work and is made again.
 """
 
+import asyncio
+from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 
@@ -40,6 +42,9 @@ TIMERS_KIND = "timers"
 HIBERNATE_KIND = "hibernate"
 DESTROY_KIND = "destroy"
 
+#: After this the start is ended and tried again: no sandbox stays between two states for ever.
+DEADLINE = timedelta(minutes=15)
+
 _S = LifecycleState
 
 LOST_DISK = (
@@ -64,7 +69,10 @@ class Provision:
     async def work(self, handle: RunHandle) -> dict[str, Any]:
         record = await handle.read(lambda connection: _get_wanted(connection, handle.run.key))
         try:
-            return await self._start(handle, record)
+            async with asyncio.timeout(DEADLINE.total_seconds()):
+                return await self._start(handle, record)
+        except TimeoutError as error:
+            raise TimedOutError("The sandbox did not start in time.") from error
         except SandboxUnsupportedError as error:
             # Trying again in a second would find the same machine.
             raise SandboxFailedError(error.message) from error
@@ -107,8 +115,15 @@ class Provision:
             sandbox = await self._sandboxes.provider(record).resume(record.id)
         except SandboxGoneError as error:
             raise SandboxGoneError(LOST_DISK) from error
-        branch = await self._boot.current_branch(sandbox)
-        await self._activate(handle, record, "restored", branch=branch)
+        try:
+            branch = await self._boot.current_branch(sandbox)
+            await self._activate(handle, record, "restored", branch=branch)
+        except LeaseLostError:
+            raise  # whoever has taken this over goes on with the machine
+        except FermataError as error:
+            with suppress(SandboxGoneError):
+                await self._sandboxes.provider(record).stop(record.id)
+            await self._explain(handle, record, error)
 
     async def _create(self, handle: RunHandle, record: SandboxRecord) -> None:
         if record.state is not _S.PROVISIONING:
@@ -118,14 +133,19 @@ class Provision:
             await self._activate(handle, record, "created", branch=branch)
         except LeaseLostError:
             raise  # whoever has taken this over makes the machine again
-        except FermataError:
+        except FermataError as error:
             # Archived or deleted while it was made: nobody else knows this machine.
             current = await handle.read(lambda connection: store.find(connection, record.id))
             if current is None or not current.has_disk:
                 await self._sandboxes.provider(record).destroy(record.id)
-            if current is not None and current.state is _S.ARCHIVED:
-                raise ConflictError(ARCHIVED) from None
-            raise
+            await self._explain(handle, record, error)
+
+    async def _explain(self, handle: RunHandle, record: SandboxRecord, error: FermataError) -> NoReturn:
+        """Why a machine that had started is not to be active."""
+        current = await handle.read(lambda connection: store.find(connection, record.id))
+        if current is not None and current.state is _S.ARCHIVED:
+            raise ConflictError(ARCHIVED) from error
+        raise error
 
     async def _activate(
         self, handle: RunHandle, record: SandboxRecord, reason: str, *, branch: str | None

@@ -12,7 +12,13 @@ from fermata.edges.http.errors import json_response
 from fermata.edges.http.validation import RepositoryUrlText, Says, WireModel
 from fermata.edges.http.wire import Lifecycle, Success, epoch_ms, errors
 from fermata.flows.sandbox import Connected
-from fermata.kit.errors import ErrorKind, FermataError, InvalidRequestError, SandboxFailedError
+from fermata.kit.errors import (
+    ErrorKind,
+    FermataError,
+    InvalidRequestError,
+    SandboxFailedError,
+    SandboxGoneError,
+)
 from fermata.sandboxes.model import LifecycleState, SandboxRecord
 from fermata.wiring import Fermata
 
@@ -114,8 +120,10 @@ async def create_sandbox(fermata: FermataDep, caller: CallerDep, body: CreateSan
 
 
 def _provisioning(error: FermataError) -> FermataError:
-    """What the provider could not do is its failure (502), whatever kind it had below."""
-    if error.kind in (ErrorKind.UPSTREAM, ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL):
+    """What the provider could not do is its failure (502), whatever kind it had below. A missing disk too:
+    404 is for sessions that are not there."""
+    lost = error.code == SandboxGoneError.code
+    if lost or error.kind in (ErrorKind.UPSTREAM, ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL):
         return SandboxFailedError(f"Failed to provision sandbox: {error.message}")
     return error
 
