@@ -50,21 +50,26 @@ def fermata_server(data_dir: Path, **settings: str) -> Iterator[Running]:
         port = _wait_for(output, process, r"Fermata http://127\.0\.0\.1:(\d+)")
         yield Running(port, process, (data_dir / "api-key").read_text().strip())
     finally:
-        _end(process)
+        end_process(process)
 
 
 @contextmanager
 def plain_server(directory: Path, size: int) -> Iterator[Running]:
     """The floor of HTTP: Starlette on uvicorn answering `size` bytes, or streaming what it is asked for."""
-    output = directory / "plain.log"
+    with python_server(directory, Path(__file__).with_name("plain.py"), str(size)) as server:
+        yield server
+
+
+@contextmanager
+def python_server(directory: Path, script: Path, *arguments: str) -> Iterator[Running]:
+    """A server of one file, which prints its port."""
+    output = directory / f"{script.stem}.log"
     with output.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("plain.py")), str(size)], stdout=log, stderr=log
-        )
+        process = subprocess.Popen([sys.executable, str(script), *arguments], stdout=log, stderr=log)
     try:
         yield Running(_wait_for(output, process, r"port (\d+)"), process)
     finally:
-        _end(process)
+        end_process(process)
 
 
 def _wait_for(output: Path, process: "subprocess.Popen[bytes]", pattern: str) -> int:
@@ -77,7 +82,7 @@ def _wait_for(output: Path, process: "subprocess.Popen[bytes]", pattern: str) ->
     raise SystemExit(f"a server did not start:\n{output.read_text(errors='replace')}")
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def end_process(process: "subprocess.Popen[bytes]") -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(15)

@@ -33,6 +33,10 @@ LONGEST_PAUSE = 30.0
 CONNECT_LIMIT = 10.0
 #: Seconds between two pieces of an answer.
 READ_LIMIT = 300.0
+#: Seconds in which the next pieces of an answer are left to gather in the socket, and bytes that show that
+#: they gather by themselves. Being woken for each token would cost more than all that is done with it.
+GATHER_FOR = 0.02
+GATHERED = 1 << 14
 #: Bytes of an answer that tells an error; more than this says nothing more.
 ERROR_LIMIT = 1 << 16
 
@@ -127,6 +131,8 @@ class VendorLlm:
                     for data in splitter.feed(piece):
                         for event in reader.read(data):
                             yield event
+                    if len(piece) < GATHERED:
+                        await _let_gather(response)
                 for event in reader.end():
                     yield event
         except TimeoutError:
@@ -164,6 +170,15 @@ class VendorLlm:
                 trust_env=True,
             )
         return self._session
+
+
+async def _let_gather(response: "aiohttp.ClientResponse") -> None:
+    connection = response.connection
+    if connection is None or connection.protocol is None:  # all of the answer has arrived
+        return
+    connection.protocol.pause_reading()
+    await asyncio.sleep(GATHER_FOR)
+    connection.protocol.resume_reading()
 
 
 async def _refusal(response: "aiohttp.ClientResponse") -> VendorError:
