@@ -391,6 +391,57 @@ async def test_steps_and_effects_come_back_as_they_were_recorded(
     assert await database.read(lambda connection: store.list_effects(connection, run.id)) == [ended]
 
 
+async def test_an_effect_that_was_never_intended_cannot_end(database: Database, service: RunService) -> None:
+    run = await service.submit("job", "a", {})
+    with pytest.raises(InternalError):
+        await database.write(lambda connection: store.end_effect(connection, run.id, "call", {}, NOW))
+
+
+class Flaky:
+    """A database that is away for some of the writes."""
+
+    def __init__(self, inner: Database) -> None:
+        self.inner = inner
+        self.hints = inner.hints
+        self.dialect_name = inner.dialect_name
+        self.away = False
+
+    async def read(self, work: Callable[[Connection], Any]) -> Any:
+        return await self.inner.read(work)
+
+    async def write(self, work: Callable[[Connection], Any]) -> Any:
+        if self.away:
+            raise UnavailableError("The database is away.")
+        return await self.inner.write(work)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+async def test_a_run_whose_end_could_not_be_written_is_begun_again(
+    database: Database, service: RunService
+) -> None:
+    flaky = Flaky(database)
+    begun: list[int] = []
+
+    async def work(handle: RunHandle) -> None:
+        begun.append(handle.run.attempts)
+        flaky.away = len(begun) == 1
+
+    async def come_back() -> None:
+        await asyncio.sleep(0.1)
+        flaky.away = False
+
+    async with working(flaky, Job(work)):
+        run = await service.submit("job", "a", {})
+        async with asyncio.timeout(10):
+            while not begun:
+                await asyncio.sleep(0.005)
+            await come_back()
+            await service.wait(run.id, timedelta(seconds=10))
+    assert begun == [1, 2]
+
+
 def test_pauses_double_up_to_the_longest_and_end_with_the_attempts() -> None:
     policy = RetryPolicy(
         attempts=5, first_pause_for=timedelta(seconds=1), longest_pause_for=timedelta(seconds=3)

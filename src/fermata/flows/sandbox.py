@@ -136,7 +136,7 @@ class SandboxFlow:
             return Connected.NO_SANDBOX, record
         try:
             sandbox = await self._sandboxes.provider(record).connect(record.id)
-            probe = await sandbox.exec(["pwd"], time_limit_for=PROBE_LIMIT)
+            probe = await sandbox.exec(["pwd"], cwd="/", time_limit_for=PROBE_LIMIT)
             if probe.exit_code == 0:
                 return Connected.CONNECTED, record
             log.warning("sandbox does not answer", sandbox=record.id, exit_code=probe.exit_code)

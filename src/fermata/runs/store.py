@@ -333,13 +333,16 @@ def insert_effect(connection: Connection, effect: EffectRecord) -> None:
 def end_effect(
     connection: Connection, run_id: str, effect_id: str, result: dict[str, Any], at: datetime
 ) -> None:
-    connection.run(
+    """Record what came of an intent. `InternalError` when there is none: an effect without one is a fault."""
+    ended = connection.run(
         _END_EFFECT,
         key_run=run_id,
         key_id=effect_id,
         to_result=json_to_column(result),
         to_ended=instant_to_column(at),
     )
+    if ended == 0:
+        raise InternalError("An effect ended that was never intended.")
 
 
 def list_effects(connection: Connection, run_id: str) -> Sequence[EffectRecord]:

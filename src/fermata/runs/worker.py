@@ -88,9 +88,12 @@ class Worker:
         handler = self._handlers[run.kind]
         task = asyncio.create_task(self._work(handler, handle), name=f"run-{run.kind}-{run.id}")
         self._tasks[run.id] = (handle, task)
-        task.add_done_callback(lambda _: self._done(run))
+        task.add_done_callback(lambda done: self._done(run, done))
 
-    def _done(self, run: Run) -> None:
+    def _done(self, run: Run, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The database was away when the run was to be settled. Its lease runs out, and it is begun again.
+            log.error("run could not be settled", run=run.id, kind=run.kind, exc_info=error)
         del self._tasks[run.id]
         self._free(run.kind)
 
