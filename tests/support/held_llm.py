@@ -39,20 +39,21 @@ class HeldCall:
 class HeldCatalogue(Catalogue):
     def __init__(self) -> None:
         super().__init__(default_model="held/model")
-        self._waiting: asyncio.Queue[HeldCall] = asyncio.Queue()
+        #: Calls that nobody has looked at.
+        self.waiting: asyncio.Queue[HeldCall] = asyncio.Queue()
         #: Calls are answered at once.
         self.free = False
 
     async def next(self) -> HeldCall:
         """The next call that a turn makes."""
         async with asyncio.timeout(10):
-            return await self._waiting.get()
+            return await self.waiting.get()
 
     def let_go(self) -> None:
         """Answer whatever waits, and from now on everything at once."""
         self.free = True
-        while not self._waiting.empty():
-            self._waiting.get_nowait().answer()
+        while not self.waiting.empty():
+            self.waiting.get_nowait().answer()
 
     @asynccontextmanager
     async def stream(self, call: ModelCall) -> AsyncIterator[AsyncIterator[ModelEvent]]:
@@ -60,7 +61,7 @@ class HeldCatalogue(Catalogue):
         if self.free:
             held.answer()
         else:
-            self._waiting.put_nowait(held)
+            self.waiting.put_nowait(held)
         yield self._events(held)
 
     async def _events(self, held: HeldCall) -> AsyncIterator[ModelEvent]:

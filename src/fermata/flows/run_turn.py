@@ -382,9 +382,13 @@ def _rejoin(connection: Connection, received: Received, chat: Chat) -> Accepted:
     if received.state is ReceivedState.CANCELLED:
         raise ConflictError(CANCELLED)
     if received.state is ReceivedState.QUEUED:
-        place = queue.order(connection, chat.id).index(received.id) + 1
+        waiting = queue.order(connection, chat.id)
         run_id = decide_run(received, chat.active_run_id)
-        return Accepted(run_id, waiting=Waiting(received, place, run_id))
+        if received.id in waiting:
+            place = waiting.index(received.id) + 1
+            return Accepted(run_id, waiting=Waiting(received, place, run_id))
+        # The running turn has taken it between the two looks.
+        return Accepted(run_id)
     newest = messages.find_chat_run_for_message(connection, chat.id, received.id)
     return Accepted(newest.run_id if newest else received.run_id)
 
