@@ -5,13 +5,16 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 import sqlalchemy as sa
+from tests.support.databases import Databases
 from tests.support.held_llm import follow, run_of, send
-from tests.support.serving import Client, Served
+from tests.support.serving import Client, Served, serve
 
 from fermata.events import store
 from fermata.events.model import KEPT_FOR, PRUNED_AFTER, Cursor, Position, parse_cursor
@@ -223,3 +226,30 @@ async def test_rows_are_pruned_once_no_good_cursor_needs_them(served: Served) ->
     left = await served.fermata.database.read(lambda found: found.rows(ALL))
     assert [row[1] for row in left].count("old") == 1
     assert len(left) == store.PRUNE_EVERY + 1
+
+
+async def test_an_event_of_a_slow_transaction_is_not_stepped_over(
+    databases: Databases, tmp_path: Path
+) -> None:
+    """PostgreSQL numbers transactions when they begin to write, and shows them when they are committed."""
+    url = await databases.postgres_url()
+    slow = await asyncpg.connect(url)
+    async with serve(tmp_path, database_url=url) as served:
+        ada = await served.client()
+        async with feed_of(ada) as feed:
+            await feed.next()
+            transaction = slow.transaction()
+            await transaction.start()
+            await slow.execute(
+                "INSERT INTO account_events (transaction_id, account_id, kind, data, at) "
+                "VALUES (pg_current_xact_id()::text::bigint, $1, 'slow', '{}', 0)",
+                ada.account.id,
+            )
+            session = await ada.open()
+            early = asyncio.create_task(feed.next())
+            done, _ = await asyncio.wait([early], timeout=0.2)
+            assert not done
+            await transaction.commit()
+            assert (await early)["type"] == "slow"
+            assert (await feed.next())["sessionId"] == session["id"]
+    await slow.close()

@@ -89,4 +89,9 @@ def is_key_good(key: ApiKey, secret: str, now: datetime) -> bool:
     """Whether `secret` is the key's, and the key may still be used."""
     if not hmac.compare_digest(key.secret_hash, hash_secret(secret)):
         return False
+    return is_key_in_force(key, now)
+
+
+def is_key_in_force(key: ApiKey, now: datetime) -> bool:
+    """Whether a key that was proven once may still be used."""
     return key.revoked_at is None and (key.expires_at is None or now < key.expires_at)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 
 from fermata.accounts import store as accounts
-from fermata.accounts.model import Caller
+from fermata.accounts.model import Caller, is_key_in_force
 from fermata.accounts.store import members
 from fermata.events import store
 from fermata.events.model import Cursor, Event, Position
@@ -23,7 +23,7 @@ from fermata.sessions.tables import sessions
 
 #: Looks again at least this often. Members hear of an organization's machines by this alone.
 POLL = timedelta(seconds=1)
-#: Pause before another look at events whose turn has not come, because an older transaction is not over.
+#: First pause before another look at events that wait for an older transaction to be over. Pauses double.
 SETTLING = timedelta(milliseconds=20)
 #: After this long in silence an empty page tells where the reader stands, and keeps the connection alive.
 HEARTBEAT = timedelta(seconds=15)
@@ -109,7 +109,7 @@ class EventFeed:
                 stack.enter_context(self._database.hints.listen(topic, watch.wake))
             first = await self._begin(after)
             yield first
-            cursor, silent = first.cursor, timedelta(0)
+            cursor, silent, pause = first.cursor, timedelta(0), POLL
             while not self._closed:
                 look = await self._look(caller, cursor)
                 if not look.allowed:
@@ -120,7 +120,7 @@ class EventFeed:
                     silent = timedelta(0)
                 if len(look.page.events) == PAGE:
                     continue
-                pause = SETTLING if look.settling else POLL
+                pause = min(pause * 2 if pause < POLL else SETTLING, POLL) if look.settling else POLL
                 if not await watch.wait(pause):
                     silent += pause
 
@@ -153,8 +153,7 @@ class EventFeed:
 
         def read(connection: Connection) -> _Look:
             key = accounts.find_key(connection, caller.key_id)
-            allowed = key is not None and key.revoked_at is None
-            allowed = allowed and (key is None or key.expires_at is None or now < key.expires_at)
+            allowed = key is not None and is_key_in_force(key, now)
             # First where the settled ones end, then these: the other way around some would be stepped over.
             end = store.get_end(connection)
             found = [_event(row) for row in self._page(connection, caller, cursor.position, end)]
