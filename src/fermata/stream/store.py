@@ -9,7 +9,7 @@ from sqlalchemy import bindparam
 from fermata.kit.database import Connection, Statement, insert_or_ignore, metadata
 from fermata.kit.errors import ConflictError, NotFoundError
 from fermata.kit.rows import instant_to_column
-from fermata.stream.model import Batch, StreamState
+from fermata.stream.model import Batch, Page, StreamState
 
 streams = sa.Table(
     "streams",
@@ -53,14 +53,19 @@ _PRUNE = Statement(
         )
     )
 )
-_start = (
-    sa.select(sa.func.coalesce(sa.func.max(chunks.c.first), 0))
-    .where(chunks.c.stream_id == bindparam("id"), chunks.c.first <= bindparam("at", type_=sa.BigInteger))
+_older = chunks.alias("older")
+_first = (
+    sa.select(sa.func.coalesce(sa.func.max(_older.c.first), 0))
+    .where(_older.c.stream_id == bindparam("id"), _older.c.first <= bindparam("at", type_=sa.BigInteger))
     .scalar_subquery()
 )
-_READ = Statement(
-    sa.select(chunks.c.first, chunks.c.count, chunks.c.lines)
-    .where(chunks.c.stream_id == bindparam("id"), chunks.c.first >= _start)
+#: Chunks and state in one statement, so that both are of the same moment.
+_PAGE = Statement(
+    sa.select(streams.c.length, streams.c.closed, chunks.c.first, chunks.c.count, chunks.c.lines)
+    .select_from(
+        streams.outerjoin(chunks, sa.and_(chunks.c.stream_id == streams.c.id, chunks.c.first >= _first))
+    )
+    .where(streams.c.id == bindparam("id"))
     .order_by(chunks.c.first)
     .limit(PAGE)
 )
@@ -111,15 +116,16 @@ def get_state(connection: Connection, stream_id: str) -> StreamState:
     return state
 
 
-def read(connection: Connection, stream_id: str, start: int) -> Sequence[Batch]:
-    """Chunks from index `start`, a page of them."""
-    batches = []
-    for first, count, lines in connection.rows(_READ, id=stream_id, at=start):
-        if first + count <= start:
-            continue
-        some = lines.split("\n")[max(start - first, 0) :]
-        batches.append(Batch(max(first, start), tuple(some)))
-    return batches
+def find_page(connection: Connection, stream_id: str, start: int) -> Page | None:
+    """Chunks from index `start`, at most `PAGE` rows of them."""
+    rows = connection.rows(_PAGE, id=stream_id, at=start)
+    if not rows:
+        return None
+    found: list[str] = []
+    for _, _, first, count, lines in rows:
+        if first is not None and first + count > start:
+            found += lines.split("\n")[max(start - first, 0) :]
+    return Page(Batch(start, tuple(found)), StreamState(length=rows[0][0], closed=bool(rows[0][1])))
 
 
 def read_all(connection: Connection, stream_id: str) -> list[str]:
