@@ -198,6 +198,21 @@ async def test_a_session_archived_during_its_start_is_not_left_running(place: Pl
     assert (await place.start()).status == 200
 
 
+async def test_a_start_goes_on_when_the_session_is_archived_and_unarchived_meanwhile(place: Place) -> None:
+    await place.open()
+    path = f"/api/sessions/{place.session['id']}"
+    with place.provider.holding("create") as gate:
+        starting = asyncio.create_task(place.start())
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        for status in ("archived", "running"):
+            assert (await place.client.patch(path, {"status": status})).status == 200
+        gate.open()
+        assert (await starting).status == 200
+    assert await place.state() == "active"
+    assert await running(place) == [place.sandbox_id]
+    assert "one" in (await place.say("echo one")).text
+
+
 async def test_another_repository_is_refused(place: Place) -> None:
     await place.open()
     wrong = {"sessionId": place.session["id"], "repoUrl": "https://github.com/recoupable/somebody-else"}

@@ -24,6 +24,7 @@ from fermata.kit.errors import (
     SandboxStoppedError,
     SandboxUnsupportedError,
     TimedOutError,
+    VersionMismatchError,
 )
 from fermata.kit.ids import new_ordered_id
 from fermata.runs import store as runs
@@ -42,6 +43,8 @@ TIMERS_KIND = "timers"
 HIBERNATE_KIND = "hibernate"
 DESTROY_KIND = "destroy"
 
+#: How often one start looks at the sandbox anew.
+LOOKS = 5
 #: After this the start is ended and tried again: no sandbox stays between two states for ever.
 DEADLINE = timedelta(minutes=15)
 
@@ -67,15 +70,24 @@ class Provision:
         self._boot = boot
 
     async def work(self, handle: RunHandle) -> dict[str, Any]:
-        record = await handle.read(lambda connection: _get_wanted(connection, handle.run.key))
         try:
             async with asyncio.timeout(DEADLINE.total_seconds()):
-                return await self._start(handle, record)
+                return await self._start_as_it_is(handle)
         except TimeoutError as error:
             raise TimedOutError("The sandbox did not start in time.") from error
         except SandboxUnsupportedError as error:
             # Trying again in a second would find the same machine.
             raise SandboxFailedError(error.message) from error
+
+    async def _start_as_it_is(self, handle: RunHandle) -> dict[str, Any]:
+        """From the state that it is in, and once more from the next when others move it meanwhile."""
+        for _ in range(LOOKS):
+            record = await handle.read(lambda connection: _get_wanted(connection, handle.run.key))
+            try:
+                return await self._start(handle, record)
+            except VersionMismatchError:
+                log.info("sandbox was moved while it started", sandbox=record.id, version=record.version)
+        raise ConflictError("The sandbox is being changed by others, try again in a few seconds.")
 
     async def _start(self, handle: RunHandle, record: SandboxRecord) -> dict[str, Any]:
         if record.state is _S.HIBERNATING:

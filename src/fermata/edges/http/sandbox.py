@@ -87,7 +87,7 @@ class StoppedAnswer(Success):
 
 
 @router.post(
-    "/api/sandbox", response_model=CreateSandboxResponse, responses=errors(400, 401, 403, 404, 409, 502)
+    "/api/sandbox", response_model=CreateSandboxResponse, responses=errors(400, 401, 403, 404, 409, 502, 504)
 )
 async def create_sandbox(fermata: FermataDep, caller: CallerDep, body: CreateSandboxRequest) -> Response:
     """Create or restore the sandbox of a session, named `session-<sessionId>`.
@@ -154,7 +154,9 @@ async def reconnect_sandbox(fermata: FermataDep, caller: CallerDep, sessionId: S
 
 
 @router.post(
-    "/api/sandbox/snapshot", response_model=SnapshotAnswer, responses=errors(400, 401, 403, 404, 409)
+    "/api/sandbox/snapshot",
+    response_model=SnapshotAnswer,
+    responses=errors(400, 401, 403, 404, 409, 502, 503, 504),
 )
 async def pause_sandbox(fermata: FermataDep, caller: CallerDep, body: SessionBody) -> Response:
     """Put the sandbox to sleep with its files. POST /api/sandbox wakes it. Idempotent."""
@@ -165,7 +167,9 @@ async def pause_sandbox(fermata: FermataDep, caller: CallerDep, body: SessionBod
     return json_response({"snapshotId": record.id, "createdAt": epoch_ms(at)})
 
 
-@router.delete("/api/sandbox", response_model=StoppedAnswer, responses=errors(400, 401, 403, 404, 409))
+@router.delete(
+    "/api/sandbox", response_model=StoppedAnswer, responses=errors(400, 401, 403, 404, 409, 502, 503, 504)
+)
 async def stop_sandbox(fermata: FermataDep, caller: CallerDep, body: SessionBody) -> Response:
     """End the running machine of a session. Its files are kept, as with a pause."""
     _, slept = await fermata.sandbox_flow.pause(caller, body.sessionId)
