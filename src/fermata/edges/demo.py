@@ -41,8 +41,8 @@ class DemoFailedError(Exception):
 
 
 class Narrator:
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
         self.figures: list[tuple[str, float]] = []
 
     def say(self, text: str) -> None:
@@ -67,9 +67,9 @@ class Narrator:
         self.console.print(table)
 
 
-def play(*, keep: bool) -> int:
+def play(*, keep: bool, console: Console | None = None) -> int:
     """Run the demo; the process's exit status."""
-    narrator = Narrator()
+    narrator = Narrator(console)
     home = Path(tempfile.mkdtemp(prefix="fermata-demo-"))
     try:
         with _server(home, narrator) as (url, key):
