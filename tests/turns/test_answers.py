@@ -11,27 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fermata.testing.vendor_server import anthropic_answer, openai_chunk, openai_usage
-from fermata.turns.llms import anthropic_messages, openai_chat
+from fermata.turns.llms import anthropic_answers, openai_answers
 from fermata.turns.llms.sse import EVENT_LIMIT, EventSplitter, EventTooLongError
 from fermata.turns.llms.vendor_errors import Trouble, VendorError, decide_trouble, read_retry_after
 from fermata.turns.model import (
-    AssistantMessage,
     FinishReason,
-    ModelCall,
     ModelEvent,
     ModelFinished,
-    Reasoning,
-    ReasoningAdded,
-    ReasoningEnded,
-    Text,
     TextAdded,
     ToolCall,
     ToolInputEnded,
     ToolInputStarted,
-    ToolMessage,
-    ToolResult,
     Usage,
-    UserMessage,
 )
 
 STREAM = (
@@ -57,13 +48,13 @@ def test_an_event_that_never_ends_is_refused() -> None:
 
 
 def openai(*chunks: Any) -> list[ModelEvent]:
-    reader = openai_chat.AnswerReader("openai")
+    reader = openai_answers.AnswerReader("openai")
     events = [event for chunk in chunks for event in reader.read(data(chunk))]
     return events + reader.end()
 
 
 def anthropic(chunks: list[Any]) -> list[ModelEvent]:
-    reader = anthropic_messages.AnswerReader("anthropic")
+    reader = anthropic_answers.AnswerReader("anthropic")
     events = [event for chunk in chunks for event in reader.read(data(chunk))]
     return events + reader.end()
 
@@ -107,30 +98,6 @@ def test_calls_without_an_id_are_given_one_each() -> None:
     events = openai(piece(index=0, function=function), piece(index=1, function=function), "[DONE]")
     first, second = [event.call_id for event in events if isinstance(event, ToolInputStarted)]
     assert first != second
-
-
-@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
-def test_reasoning_goes_back_under_the_name_it_came_with(name: str) -> None:
-    events = openai(openai_chunk({name: "Hm"}), openai_chunk({"content": "Yes"}), openai_chunk({}, "stop"))
-    assert ReasoningAdded("1", "Hm") in events
-    (ended,) = [event for event in events if isinstance(event, ReasoningEnded)]
-    assert events.index(ended) < events.index(TextAdded("2", "Yes"))
-    answer = AssistantMessage((Reasoning("Hm", ended.vendor), Text("Yes")))
-    request = openai_chat.to_request(ModelCall("m", "", (answer,), ()), "openai")
-    assert request["messages"] == [{"role": "assistant", name: "Hm", "content": "Yes"}]
-
-
-def test_the_signature_of_a_call_goes_back_with_it() -> None:
-    extra = {"google": {"thought_signature": "c2ln"}}
-    function = {"name": "bash", "arguments": "{}"}
-    events = openai(
-        piece(index=0, id="a", function=function, extra_content=extra), openai_chunk({}, "tool_calls")
-    )
-    message = AssistantMessage(tuple(calls(events)))
-    request = openai_chat.to_request(ModelCall("m", "", (message,), ()), "openai")
-    assert request["messages"][0]["tool_calls"][0]["extra_content"] == extra
-    request = openai_chat.to_request(ModelCall("m", "", (message,), ()), "vercel")
-    assert "extra_content" not in request["messages"][0]["tool_calls"][0]
 
 
 def test_what_an_openai_server_sends_beyond_the_protocol_is_passed_over() -> None:
@@ -212,15 +179,6 @@ def test_a_pause_is_asked_for_in_seconds_or_by_a_date() -> None:
     assert 500 < read_retry_after(later) <= 600
 
 
-def test_thinking_that_anthropic_hides_goes_back_as_it_came() -> None:
-    hidden = ({"type": "redacted_thinking", "data": "c2VjcmV0"}, [])
-    events = anthropic(anthropic_answer(hidden, ({"type": "text", "text": "Yes"}, []), stop="end_turn"))
-    (ended,) = [event for event in events if isinstance(event, ReasoningEnded)]
-    answer = AssistantMessage((Reasoning("", ended.vendor), Text("Yes")))
-    request = anthropic_messages.to_request(ModelCall("m", "", (answer,), ()), "anthropic")
-    assert request["messages"][0]["content"][0] == {"type": "redacted_thinking", "data": "c2VjcmV0"}
-
-
 def test_what_anthropic_sends_beyond_what_was_asked_for_is_passed_over() -> None:
     odd: list[Any] = [
         {"type": "ping"},
@@ -241,23 +199,3 @@ def test_what_anthropic_sends_beyond_what_was_asked_for_is_passed_over() -> None
         "TextEnded",
         "ModelFinished",
     ]
-
-
-def test_anthropic_gets_turns_that_alternate_and_no_blank_text() -> None:
-    messages = (
-        UserMessage((Text("a"), Text(" "))),
-        AssistantMessage((ToolCall("t", "bash", {}),)),
-        ToolMessage((ToolResult("t", "bash", ""),)),
-        UserMessage((Text("meanwhile"),)),
-        AssistantMessage((Text("\n"),)),
-        UserMessage((Text(""),)),
-    )
-    request = anthropic_messages.to_request(ModelCall("claude-sonnet-4-5", "", messages, ()), "anthropic")
-    assert [message["role"] for message in request["messages"]] == ["user", "assistant", "user"]
-    result, steered = request["messages"][2]["content"]
-    assert result["content"] == []
-    assert steered["text"] == "meanwhile"
-    assert "cache_control" in steered
-    assert "system" not in request
-    assert "tools" not in request
-    assert request["max_tokens"] == 64_000

@@ -15,7 +15,8 @@ from fermata.testing.memory_journal import MemoryJournal
 from fermata.testing.turns import RecordingTool, a_turn, check_stream, play
 from fermata.testing.vendor_server import KEY, VendorServer, anthropic_answer, openai_chunk, openai_usage
 from fermata.turns.llms.catalogue import Catalogue
-from fermata.turns.llms.vendors import Protocol, Vendor, VendorLlm
+from fermata.turns.llms.vendor import Protocol, Vendor
+from fermata.turns.llms.vendors import VendorLlm
 from fermata.turns.model import (
     AssistantMessage,
     File,
@@ -24,6 +25,8 @@ from fermata.turns.model import (
     ModelEvent,
     ModelFinished,
     Reasoning,
+    ReasoningAdded,
+    ReasoningEnded,
     Text,
     TextAdded,
     ToolCall,
@@ -196,6 +199,7 @@ async def test_thinking_of_one_vendor_is_not_sent_to_another() -> None:
     assert "secret thought" not in str(server.requests[0])
 
 
+@pytest.mark.parametrize("protocol", [Protocol.OPENAI, Protocol.ANTHROPIC])
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
@@ -218,11 +222,11 @@ async def test_thinking_of_one_vendor_is_not_sent_to_another() -> None:
     ],
 )
 async def test_an_error_of_a_vendor_has_a_sentence_and_never_a_key(
-    status: int, body: Any, sentence: str, caplog: pytest.LogCaptureFixture
+    protocol: Protocol, status: int, body: Any, sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     answers = [(status, {}, body)] * 3
-    async with VendorServer(*answers) as server, a_door(server) as llm:
+    async with VendorServer(*answers) as server, a_door(server, protocol) as llm:
         with structlog.testing.capture_logs() as logs, pytest.raises(ModelError) as caught:
             await events_of(llm, a_call())
     assert sentence in caught.value.message
@@ -349,3 +353,126 @@ async def test_a_chat_can_move_from_another_vendor_to_anthropic() -> None:
     messages = server.requests[0]["messages"]
     (use,) = messages[1]["content"]
     assert use["id"] == messages[2]["content"][0]["tool_use_id"] == "functions_bash_0"
+
+
+def answered(events: list[ModelEvent]) -> AssistantMessage:
+    """What is stored of an answer, as far as the vendor attached data to it."""
+    parts: list[Any] = []
+    for event in events:
+        match event:
+            case ReasoningEnded(part, vendor):
+                text = [
+                    seen.delta for seen in events if isinstance(seen, ReasoningAdded) and seen.part == part
+                ]
+                parts.append(Reasoning("".join(text), vendor))
+            case ToolInputEnded(call):
+                parts.append(call)
+    return AssistantMessage((*parts, Text("Yes")))
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+async def test_reasoning_goes_back_under_the_name_it_came_with(name: str) -> None:
+    answer = [
+        openai_chunk({name: "Hm"}),
+        openai_chunk({"content": "Yes"}),
+        openai_chunk({}, "stop"),
+        "[DONE]",
+    ]
+    async with VendorServer(answer, openai_text("ok")) as server, a_door(server) as llm:
+        events = await events_of(llm, a_call())
+        await events_of(llm, a_call(answered(events)))
+    assert ReasoningAdded("1", "Hm") in events
+    assert events.index(TextAdded("2", "Yes")) > [type(event) for event in events].index(ReasoningEnded)
+    assert server.requests[1]["messages"][1:] == [{"role": "assistant", name: "Hm", "content": "Yes"}]
+
+
+async def test_the_signature_of_a_call_goes_back_to_its_vendor_and_to_no_other() -> None:
+    extra = {"google": {"thought_signature": "c2ln"}}
+    answer = [
+        tool_delta(0, id="a", name="bash", arguments="{}", extra_content=extra),
+        openai_chunk({}, "tool_calls"),
+    ]
+    async with VendorServer(answer, *[openai_text("ok")] * 2) as server:
+        async with a_door(server, Protocol.GATEWAY) as llm:
+            message = answered(await events_of(llm, a_call(model="google/gemini-test")))
+            await events_of(llm, a_call(message, model="google/gemini-test"))
+        async with a_door(server) as llm:
+            await events_of(llm, a_call(message))
+    mine, others = [request["messages"][1]["tool_calls"][0] for request in server.requests[1:]]
+    assert mine["extra_content"] == extra
+    assert "extra_content" not in others
+
+
+async def test_thinking_that_anthropic_hides_goes_back_as_it_came() -> None:
+    hidden = ({"type": "redacted_thinking", "data": "c2VjcmV0"}, [])
+    answer = anthropic_answer(hidden, ({"type": "text", "text": "Yes"}, []), stop="end_turn")
+    async with VendorServer(answer, answer) as server, a_door(server, Protocol.ANTHROPIC) as llm:
+        events = await events_of(llm, a_call(model="claude-test"))
+        await events_of(llm, a_call(answered(events), model="claude-test"))
+    block = server.requests[1]["messages"][0]["content"][0]
+    assert block == {"type": "redacted_thinking", "data": "c2VjcmV0"}
+
+
+async def test_anthropic_gets_turns_that_alternate_and_no_blank_text() -> None:
+    messages = (
+        UserMessage((Text("a"), Text(" "))),
+        AssistantMessage((ToolCall("t", "bash", {}),)),
+        ToolMessage((ToolResult("t", "bash", ""),)),
+        UserMessage((Text("meanwhile"),)),
+        AssistantMessage((Text("\n"),)),
+        UserMessage((Text(""),)),
+    )
+    answer = anthropic_answer(({"type": "text", "text": "Yes"}, []), stop="end_turn")
+    call = ModelCall("claude-opus-4-5", "", messages, ())
+    async with VendorServer(answer) as server, a_door(server, Protocol.ANTHROPIC) as llm:
+        await events_of(llm, call)
+    (request,) = server.requests
+    assert [message["role"] for message in request["messages"]] == ["user", "assistant", "user"]
+    result, steered = request["messages"][2]["content"]
+    assert result["content"] == [{"type": "text", "text": "(no output)"}]
+    assert steered["text"] == "meanwhile"
+    assert "cache_control" in steered
+    assert "system" not in request
+    assert "tools" not in request
+    assert request["max_tokens"] == 64_000
+
+
+async def test_thinking_that_has_become_stale_is_left_out_and_the_call_goes_on() -> None:
+    words = "messages.1.content.0: The block is bound to a different conversation"
+    refusal = (400, {}, {"type": "error", "error": {"type": "invalid_request_error", "message": words}})
+    answer = anthropic_answer(({"type": "text", "text": "Yes"}, []), stop="end_turn")
+    thought = Reasoning("Hm.", {"provider_name": "anthropic", "signature": "c2ln"})
+    history = (UserMessage((Text("a"),)), AssistantMessage((thought, Text("b"))), UserMessage((Text("c"),)))
+    async with VendorServer(refusal, answer) as server, a_door(server, Protocol.ANTHROPIC) as llm:
+        events = await events_of(llm, a_call(*history, model="claude-sonnet-5-5"))
+    assert isinstance(events[-1], ModelFinished)
+    assert server.requests[1]["thinking"]["block_binding"] == {"prefix_mismatch_behavior": "drop_block"}
+
+
+async def test_a_server_without_a_key_is_sent_none() -> None:
+    async with VendorServer(openai_text("ok")) as server:
+        llm = VendorLlm(Vendor("The vendor", Protocol.OPENAI, None, f"{server.url}/v1"))
+        await events_of(llm, a_call())
+        await llm.close()
+    assert "authorization" not in server.headers[0]
+
+
+async def test_calls_at_the_same_time_get_their_own_answers() -> None:
+    async with VendorServer(*[openai_text("ok")] * 8) as server, a_door(server) as llm:
+        names = [f"model-{number}" for number in range(8)]
+        found = await asyncio.gather(*(events_of(llm, a_call(model=name)) for name in names))
+    assert {request["model"] for request in server.requests} == set(names)
+    assert all(TextAdded("1", "ok") in events for events in found)
+
+
+@pytest.mark.parametrize("protocol", [Protocol.OPENAI, Protocol.ANTHROPIC])
+async def test_a_call_that_is_cancelled_before_its_answer_ends_its_request(protocol: Protocol) -> None:
+    async with VendorServer([asyncio.Event()]) as server, a_door(server, protocol) as llm:
+        task = asyncio.create_task(events_of(llm, a_call(model="claude-test")))
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(5):
+            await server.dropped.wait()

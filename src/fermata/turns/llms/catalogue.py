@@ -14,7 +14,8 @@ from typing import Protocol as TypingProtocol
 from fermata.kit.errors import ModelError
 from fermata.turns.contract import Llm
 from fermata.turns.llms import demo
-from fermata.turns.llms.vendors import Protocol, Vendor, VendorLlm
+from fermata.turns.llms.vendor import Protocol, Vendor
+from fermata.turns.llms.vendors import VendorLlm
 from fermata.turns.model import ModelCall, ModelEvent
 
 OPENAI_URL = "https://api.openai.com/v1"

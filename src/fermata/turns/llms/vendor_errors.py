@@ -23,6 +23,7 @@ class Trouble(Enum):
     FAILED = ("{vendor} failed to answer. Try again in a minute.", True)
     CONTENT_REFUSED = ("{vendor} refused this request under its content rules.", False)
     REJECTED = ("{vendor} did not accept the request for {model}.", False)
+    NOT_ASKED = ("{model} cannot take this message: a file or a part of it is of an unknown kind.", False)
     NOT_UNDERSTOOD = ("The answer of {vendor} could not be understood.", False)
 
     def __init__(self, sentence: str, retriable: bool) -> None:

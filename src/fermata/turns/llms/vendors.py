@@ -1,24 +1,22 @@
 """The one door to model vendors: one request, its answer streamed as events, and second attempts.
 
 Two protocols reach nearly all of them: OpenAI's chat completions (OpenAI itself, any compatible server, the
-Vercel AI Gateway) and Anthropic's messages.
+Vercel AI Gateway) and Anthropic's messages. Requests are built by pydantic-ai (`requests.py`); answers are
+read by ourselves (`openai_answers.py`, `anthropic_answers.py`).
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-import orjson
 import structlog
 
-from fermata import __version__
-from fermata.turns.llms import anthropic_messages, openai_chat
+from fermata.turns.llms import anthropic_answers, openai_answers
 from fermata.turns.llms.sse import EventSplitter, EventTooLongError
-from fermata.turns.llms.vendor_errors import Trouble, VendorError, decide_trouble, read_retry_after
+from fermata.turns.llms.vendor import Protocol, Vendor
+from fermata.turns.llms.vendor_errors import Trouble, VendorError
 from fermata.turns.model import ModelCall, ModelEvent
 
 if TYPE_CHECKING:
@@ -37,32 +35,6 @@ READ_LIMIT = 300.0
 #: they gather by themselves. Being woken for each token would cost more than all that is done with it.
 GATHER_FOR = 0.02
 GATHERED = 1 << 14
-#: Bytes of an answer that tells an error; more than this says nothing more.
-ERROR_LIMIT = 1 << 16
-
-
-class Protocol(StrEnum):
-    #: OpenAI itself, and every server that speaks its chat completions.
-    OPENAI = "openai"
-    ANTHROPIC = "anthropic"
-    #: The Vercel AI Gateway: OpenAI's protocol, models named `vendor/model`.
-    GATEWAY = "gateway"
-
-
-#: Under which name each attaches its data to parts: as messages that are stored already have it.
-_NAMES = {Protocol.OPENAI: "openai", Protocol.ANTHROPIC: "anthropic", Protocol.GATEWAY: "vercel"}
-
-
-@dataclass(frozen=True, slots=True)
-class Vendor:
-    """Where a vendor's models are and with which key."""
-
-    #: As people call it, for error messages.
-    title: str
-    protocol: Protocol
-    #: None for a server that wants no key.
-    api_key: str | None = field(repr=False)
-    base_url: str
 
 
 class VendorLlm:
@@ -71,7 +43,8 @@ class VendorLlm:
     def __init__(self, vendor: Vendor, *, pauses: Sequence[float] = PAUSES) -> None:
         self._vendor = vendor
         self._pauses = pauses
-        self._words = anthropic_messages if vendor.protocol is Protocol.ANTHROPIC else openai_chat
+        answers = anthropic_answers if vendor.protocol is Protocol.ANTHROPIC else openai_answers
+        self._reader = answers.AnswerReader
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
@@ -120,19 +93,17 @@ class VendorLlm:
         session = await self._open_session()
         import aiohttp
 
-        name = _NAMES[self._vendor.protocol]
-        body = orjson.dumps(self._words.to_request(call, name))
-        reader, splitter = self._words.AnswerReader(name), EventSplitter()
+        from fermata.turns.llms import requests
+
         try:
-            async with session.post(self._url, data=body, allow_redirects=False) as response:
-                if response.status != 200:
-                    raise await _refusal(response)
-                while piece := await response.content.readany():
+            async with requests.ask(session, self._vendor, call) as answer:
+                reader, splitter = self._reader(answer.vendor), EventSplitter()
+                while piece := await answer.response.content.readany():
                     for data in splitter.feed(piece):
                         for event in reader.read(data):
                             yield event
                     if len(piece) < GATHERED:
-                        await _let_gather(response)
+                        await _let_gather(answer.response)
                 for event in reader.end():
                     yield event
         except TimeoutError:
@@ -142,29 +113,15 @@ class VendorLlm:
         except EventTooLongError:
             raise VendorError(Trouble.NOT_UNDERSTOOD) from None
 
-    @property
-    def _url(self) -> str:
-        path: str = self._words.PATH
-        return self._vendor.base_url.rstrip("/") + path
-
     async def _open_session(self) -> "aiohttp.ClientSession":
         """One for all calls, so that connections are used again. As many at once as there are turns."""
         if self._session is None:
-            # In a thread, because it takes a third of a second.
-            await asyncio.to_thread(import_module, "aiohttp")
+            # In a thread, because it takes seconds.
+            await asyncio.to_thread(import_module, "fermata.turns.llms.requests")
         import aiohttp
 
         if self._session is None:
-            headers = {
-                "accept": "text/event-stream, application/json",
-                "content-type": "application/json",
-                "user-agent": f"fermata/{__version__}",
-                **self._words.HEADERS,
-            }
-            if self._vendor.api_key:
-                headers["authorization"] = f"Bearer {self._vendor.api_key}"
             self._session = aiohttp.ClientSession(
-                headers=headers,
                 connector=aiohttp.TCPConnector(limit=0),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_LIMIT, sock_read=READ_LIMIT),
                 trust_env=True,
@@ -179,14 +136,3 @@ async def _let_gather(response: "aiohttp.ClientResponse") -> None:
     connection.protocol.pause_reading()
     await asyncio.sleep(GATHER_FOR)
     connection.protocol.resume_reading()
-
-
-async def _refusal(response: "aiohttp.ClientResponse") -> VendorError:
-    raw = await response.content.read(ERROR_LIMIT)
-    try:
-        told = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        told = None
-    trouble = decide_trouble(response.status, told)
-    pause = read_retry_after(response.headers.get("retry-after"))
-    return VendorError(trouble, status=response.status, retry_after=pause)

@@ -1,49 +1,27 @@
-"""Anthropic's messages: the request, and the stream of an answer."""
+"""Reads the answers of Anthropic's messages as they are streamed."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from fermata.turns.llms.parts import (
-    as_count,
-    as_object,
-    as_text,
-    finished_call,
-    input_object,
-    output_text,
-    own_data,
-    read_event,
-    read_file,
-)
+import orjson
+
+from fermata.turns.llms.reading import as_count, as_object, as_text, finished_call, read_event
 from fermata.turns.llms.vendor_errors import Trouble, VendorError, decide_trouble
 from fermata.turns.model import (
-    AssistantMessage,
-    File,
     FinishReason,
-    Message,
-    ModelCall,
     ModelEvent,
     ModelFinished,
-    Reasoning,
     ReasoningAdded,
     ReasoningEnded,
     ReasoningStarted,
-    Text,
     TextAdded,
     TextEnded,
     TextStarted,
-    ToolCall,
     ToolInputAdded,
     ToolInputEnded,
     ToolInputStarted,
-    ToolMessage,
-    ToolResult,
     Usage,
-    UserMessage,
 )
-
-PATH = "/v1/messages"
-HEADERS = {"anthropic-version": "2026-10-21"}
 
 _REASONS = {
     "end_turn": FinishReason.STOP,
@@ -53,115 +31,6 @@ _REASONS = {
     "tool_use": FinishReason.TOOL_CALLS,
     "refusal": FinishReason.CONTENT_FILTER,
 }
-
-#: What is the same in the next call is read from the vendor's cache: tools, instructions, the chat so far.
-_CACHED = {"cache_control": {"type": "ephemeral", "ttl": "5m"}}
-
-#: The protocol wants a limit for the answer. Models of the first kind refuse a limit that, together with the
-#: input, goes beyond their window; for the others it is the most that they can write.
-_SMALL = (
-    "claude-2",
-    "claude-3-",
-    "claude-opus-4-0",
-    "claude-opus-4-2",
-    "claude-sonnet-4-0",
-    "claude-sonnet-4-2",
-)
-_MEDIUM = ("claude-haiku-4-5", "claude-opus-4-5", "claude-sonnet-4-5")
-_LARGE = (
-    *("claude-fable-5", "claude-mythos-5", "claude-opus-4-6", "claude-opus-4-7", "claude-opus-4-8"),
-    *("claude-opus-5", "claude-sonnet-4-6", "claude-sonnet-5", "claude-haiku-5-5"),
-)
-
-
-def _answer_limit(model: str) -> int:
-    if model.startswith(_SMALL) or model in ("claude-opus-4", "claude-sonnet-4"):
-        return 4_096
-    if model.startswith(_LARGE):
-        return 128_000
-    return 64_000 if model.startswith(_MEDIUM) else 16_384
-
-
-def to_request(call: ModelCall, vendor: str) -> dict[str, Any]:
-    """`vendor` is the name under which data of this vendor is attached to parts."""
-    messages: list[dict[str, Any]] = []
-    for message in call.messages:
-        role = "assistant" if isinstance(message, AssistantMessage) else "user"
-        content = _content(message, vendor)
-        if content and messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += content
-        elif content:
-            messages.append({"role": role, "content": content})
-    if messages:
-        messages[-1]["content"][-1] |= _CACHED
-    tools = [
-        {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
-        for tool in call.tools
-    ]
-    request: dict[str, Any] = {
-        "model": call.model_id,
-        "max_tokens": _answer_limit(call.model_id),
-        "messages": messages,
-        "stream": True,
-    }
-    if call.instructions:
-        request["system"] = [{"type": "text", "text": call.instructions, **_CACHED}]
-    if tools:
-        tools[-1] |= _CACHED
-        request |= {"tool_choice": {"type": "auto"}, "tools": tools}
-    return request
-
-
-def _content(message: Message, vendor: str) -> list[dict[str, Any]]:
-    match message:
-        case UserMessage(parts):
-            # Text that is nothing but white space is refused, here and below.
-            return [_user_block(part) for part in parts if not isinstance(part, Text) or part.text.strip()]
-        case ToolMessage(results):
-            return [_tool_result(result) for result in results]
-        case AssistantMessage(parts):
-            return [block for part in parts if (block := _answer_block(part, own_data(part, vendor)))]
-
-
-def _user_block(part: Text | File) -> dict[str, Any]:
-    shown = part.text if isinstance(part, Text) else read_file(part)
-    if isinstance(shown, str):
-        return {"type": "text", "text": shown}
-    kind = "image" if shown.is_picture else "document"
-    if shown.data is None:
-        return {"type": kind, "source": {"type": "url", "url": shown.url}}
-    source = {"type": "base64", "media_type": shown.media_type, "data": shown.data}
-    return {"type": kind, "source": source}
-
-
-def _tool_result(result: ToolResult) -> dict[str, Any]:
-    text = output_text(result.output) if result.error is None else result.error
-    return {
-        "type": "tool_result",
-        "tool_use_id": _call_id(result.call_id),
-        "content": [{"type": "text", "text": text}] if text.strip() else [],
-        "is_error": result.error is not None,
-    }
-
-
-def _answer_block(part: Text | Reasoning | ToolCall, data: dict[str, Any] | None) -> dict[str, Any] | None:
-    match part:
-        case Text(text):
-            return {"type": "text", "text": text} if text.strip() else None
-        case Reasoning(text):
-            if not data or not data.get("signature"):
-                return None
-            if data.get("id") == "redacted_thinking":
-                return {"type": "redacted_thinking", "data": data["signature"]}
-            return {"type": "thinking", "thinking": text, "signature": data["signature"]}
-        case ToolCall():
-            use = {"id": _call_id(part.call_id), "name": part.tool, "input": input_object(part)}
-            return {"type": "tool_use", **use}
-
-
-def _call_id(call_id: str) -> str:
-    """Letters, digits, `_` and `-` only; calls of another vendor's model may have more."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", call_id)
 
 
 @dataclass(slots=True)
@@ -224,7 +93,7 @@ class AnswerReader:
             started = self._blocks[index] = _Block(kind, call_id, as_text(block.get("name")))
             whole = as_object(block.get("input"))
             events: list[ModelEvent] = [ToolInputStarted(call_id, started.tool)]
-            return events + (self._add(started, output_text(whole)) if whole else [])
+            return events + (self._add(started, orjson.dumps(whole).decode()) if whole else [])
         if kind not in ("text", "thinking", "redacted_thinking"):
             return []
         self._count += 1

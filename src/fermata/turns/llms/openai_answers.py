@@ -1,54 +1,29 @@
-"""OpenAI's chat completions, as OpenAI and many others serve them: the request, and the stream of an answer.
+"""Reads the answers of OpenAI's chat completions, as OpenAI and many others stream them.
 
 Servers differ in what they send. So a field that is missing, unknown or of another kind is passed over, and
 an answer counts as complete when the server says so in either of its two ways.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from fermata.turns.llms.parts import (
-    as_count,
-    as_object,
-    as_text,
-    finished_call,
-    input_object,
-    output_text,
-    own_data,
-    read_event,
-    read_file,
-)
+from fermata.turns.llms.reading import as_count, as_object, as_text, finished_call, read_event
 from fermata.turns.llms.vendor_errors import Trouble, VendorError, decide_trouble
 from fermata.turns.model import (
-    AssistantMessage,
-    File,
     FinishReason,
-    ModelCall,
     ModelEvent,
     ModelFinished,
-    Reasoning,
     ReasoningAdded,
     ReasoningEnded,
     ReasoningStarted,
-    Text,
     TextAdded,
     TextEnded,
     TextStarted,
-    ToolCall,
     ToolInputAdded,
     ToolInputEnded,
     ToolInputStarted,
-    ToolMessage,
-    ToolResult,
     Usage,
-    UserMessage,
 )
-
-PATH = "/chat/completions"
-HEADERS: dict[str, str] = {}
 
 _REASONS = {
     "stop": FinishReason.STOP,
@@ -60,91 +35,6 @@ _REASONS = {
 
 #: Names under which servers stream their model's reasoning, and want it back.
 _REASONING_FIELDS = ("reasoning", "reasoning_content")
-
-
-def to_request(call: ModelCall, vendor: str) -> dict[str, Any]:
-    """`vendor` is the name under which data of this vendor is attached to parts."""
-    messages = [{"role": "system", "content": call.instructions}] if call.instructions else []
-    for message in call.messages:
-        match message:
-            case UserMessage(parts):
-                messages.append({"role": "user", "content": _user_content(parts)})
-            case ToolMessage(results):
-                messages += (_tool_result(result) for result in results)
-            case AssistantMessage():
-                messages += _assistant(message, vendor)
-    request: dict[str, Any] = {
-        "model": call.model_id,
-        "messages": messages,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if call.tools:
-        request["tool_choice"] = "auto"
-        request["tools"] = [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": tool.input_schema,
-                },
-            }
-            for tool in call.tools
-        ]
-    return request
-
-
-def _user_content(parts: tuple[Text | File, ...]) -> Any:
-    # One text goes as a plain string: not every compatible server reads a list.
-    if len(parts) == 1 and isinstance(parts[0], Text):
-        return parts[0].text
-    return [_user_part(part) for part in parts]
-
-
-def _user_part(part: Text | File) -> dict[str, Any]:
-    shown = part.text if isinstance(part, Text) else read_file(part)
-    if isinstance(shown, str):
-        return {"type": "text", "text": shown}
-    if shown.is_picture:
-        return {"type": "image_url", "image_url": {"url": shown.url}}
-    return {"type": "file", "file": {"file_data": shown.url, "filename": shown.filename or "document.pdf"}}
-
-
-def _tool_result(result: ToolResult) -> dict[str, Any]:
-    output = result.output if result.error is None else {"error": result.error}
-    return {"role": "tool", "tool_call_id": result.call_id, "content": output_text(output)}
-
-
-def _assistant(message: AssistantMessage, vendor: str) -> Iterator[dict[str, Any]]:
-    """The message; nothing when all of it is another vendor's reasoning."""
-    texts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    reasoning: dict[str, list[str]] = {}
-    for part in message.parts:
-        data = own_data(part, vendor)
-        match part:
-            case Text(text) if text.strip():
-                texts.append(text)
-            case Reasoning(text) if data and data.get("id") in _REASONING_FIELDS:
-                reasoning.setdefault(data["id"], []).append(text)
-            case ToolCall():
-                calls.append(_call(part, data))
-    if texts or calls or reasoning:
-        yield {
-            "role": "assistant",
-            **{name: "\n\n".join(pieces) for name, pieces in reasoning.items()},
-            "content": "\n\n".join(texts) or None,
-            **({"tool_calls": calls} if calls else {}),
-        }
-
-
-def _call(call: ToolCall, data: dict[str, Any] | None) -> dict[str, Any]:
-    arguments = orjson.dumps(input_object(call)).decode()
-    function = {"name": call.tool, "arguments": arguments}
-    extra = as_object((data or {}).get("provider_details")).get("extra_content")
-    described = {"id": call.call_id, "type": "function", "function": function}
-    return described | {"extra_content": extra} if extra else described
 
 
 @dataclass(slots=True)
