@@ -53,9 +53,15 @@ def fermata_server(data_dir: Path, **settings: str) -> Iterator[Running]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         port = _wait_for(output, process, r"Fermata http://127\.0\.0\.1:(\d+)")
-        yield Running(port, process, (data_dir / "api-key").read_text().strip())
+        yield Running(port, process, _read_key(data_dir))
     finally:
         end_process(process)
+
+
+def _read_key(data_dir: Path) -> str:
+    """Empty where the database had an account before."""
+    file = data_dir / "api-key"
+    return file.read_text().strip() if file.exists() else ""
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
+from bench.chats import open_session
 from bench.running import Running, ask, fermata_server, load, plain_server
 from bench.sandbox import floor as bare_bubblewrap
 
@@ -93,10 +94,6 @@ async def sandboxes(server: Running, runs: int) -> dict[str, Any]:
 def summary(values: list[float]) -> dict[str, float]:
     p95 = sorted(values)[max(0, int(len(values) * 0.95) - 1)]
     return {"median_ms": statistics.median(values), "p95_ms": p95}
-
-
-async def open_session(server: Running) -> dict[str, Any]:
-    return await ask(server, "POST", "/api/sessions")
 
 
 async def start(server: Running, opened: dict[str, Any]) -> None:
