@@ -10,6 +10,7 @@ from tests.support.databases import Databases
 from tests.support.held_llm import HeldCatalogue, follow, run_of, send
 from tests.support.serving import Client, Served, serve
 
+from fermata.client import Client as PythonClient
 from fermata.testing.scripted_llm import asks, ends, says
 from fermata.turns.model import FinishReason
 
@@ -398,3 +399,23 @@ async def test_a_steering_message_can_be_answered_anew(ada: Client, llm: HeldCat
     call.answer()
     await follow(ada, run_of(again))
     assert await stored(ada, session) == ["one", "two", "You said two."]
+
+
+async def test_the_python_client_waits_for_the_answer_of_a_queued_message(
+    held: Served, ada: Client, llm: HeldCatalogue
+) -> None:
+    session = await ada.open()
+    await send(ada, session, "one")
+    call = await llm.next()
+
+    async def ask() -> str:
+        async with PythonClient(held.url, ada.key or "") as client:
+            chunks = [chunk async for chunk in client.chat(session["id"], session["chat"]["id"], "two")]
+        return "".join(chunk.get("delta", "") for chunk in chunks)
+
+    asking = asyncio.create_task(ask())
+    while not (await queue_of(ada, session))[0]:
+        await asyncio.sleep(0.01)
+    call.answer()
+    (await llm.next()).answer()
+    assert await asking == "You said two."
