@@ -19,7 +19,7 @@ from fermata.kit.database import Connection, Database
 from fermata.kit.errors import ConflictError, InternalError, InvalidRequestError, NotFoundError
 from fermata.kit.ids import new_id
 from fermata.runs import store as runs
-from fermata.runs.model import queued_run
+from fermata.runs.model import new_run
 from fermata.sessions import access, deletion, messages, queue
 from fermata.sessions import store as sessions
 from fermata.sessions.ending import end_stream
@@ -96,7 +96,7 @@ def begin_next(connection: Connection, session: Session, chat_id: str, at: datet
         assert received.history is not None
         if store_message(connection, chat_id, received.id, received.message, received.history, at):
             queue.mark_answered(connection, received, at)
-            run = queued_run(received.run_id, KIND, chat_id, at)
+            run = new_run(received.run_id, KIND, chat_id, now=at)
             begin(connection, session, chat_id, received.id, run.id, partial(runs.insert, run=run), at)
             return
         log.error("the id of a queued message was taken meanwhile", chat=chat_id, message=received.id)

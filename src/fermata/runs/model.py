@@ -73,27 +73,6 @@ def new_run(
     )
 
 
-def queued_run(run_id: str, kind: str, key: str, at: datetime) -> Run:
-    """A new run that is due at once."""
-    return Run(
-        id=run_id,
-        kind=kind,
-        key=key,
-        state=RunState.QUEUED,
-        input={},
-        result=None,
-        error=None,
-        due_at=at,
-        attempts=0,
-        lease_owner=None,
-        lease_until=None,
-        fence=0,
-        stop_requested_at=None,
-        created_at=at,
-        ended_at=None,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     run_id: str
