@@ -200,6 +200,24 @@ async def test_an_interrupting_message_ends_the_turn_and_is_next(ada: Client, ll
     assert (await llm.next()).heard[-1] == "later"
 
 
+async def test_a_turn_that_waits_for_a_place_is_interrupted_at_once(
+    databases: Databases, tmp_path: Path, llm: HeldCatalogue
+) -> None:
+    await databases.sqlite_file(tmp_path)
+    async with serve(tmp_path, catalogue=llm, runs_at_once="1") as served:
+        ada = await served.client()
+        other, session = await ada.open(), await ada.open()
+        await send(ada, other, "busy")
+        call = await llm.next()
+        one = await send(ada, session, "one")
+        assert (await send(ada, session, "now", "interrupt")).status == 202
+        assert (await ada.get(f"/api/chat/runs/{run_of(one)}")).json["status"] == "cancelled"
+        assert (await queue_of(ada, session))[1]["answered"] == 2
+        call.answer()
+        assert (await llm.next()).heard == ["one", "now"]
+        llm.let_go()
+
+
 async def test_a_stop_ends_one_turn_and_the_queue_goes_on(ada: Client, llm: HeldCatalogue) -> None:
     session = await ada.open()
     await send(ada, session, "one")

@@ -183,8 +183,6 @@ class TurnFlow:
             raise ConflictError(ID_TAKEN)
         if len(queue.order(connection, chat.id)) >= QUEUE_LIMIT:
             raise LimitReachedError(f"At most {QUEUE_LIMIT} messages can wait in a chat")
-        if received.busy is Busy.INTERRUPT and chat.active_run_id is not None:
-            runs.request_stop(connection, chat.active_run_id, received.created_at)
         place = queue.enqueue(connection, received)
         run_id = decide_run(received, chat.active_run_id)
         if run_id == received.run_id:  # so that viewers can wait there
@@ -194,6 +192,8 @@ class TurnFlow:
         tell(connection, session, "message.queued", received.created_at, **data, **more)
         if chat.active_run_id is None:
             begin_next(connection, session, chat.id, received.created_at)
+        elif received.busy is Busy.INTERRUPT and not self._stop_unbegun(connection, chat.active_run_id):
+            runs.request_stop(connection, chat.active_run_id, received.created_at)
         return Accepted(run_id, waiting=Waiting(received, place, run_id))
 
     def _regenerate(
