@@ -1,4 +1,4 @@
-"""A model vendor as the settings know it."""
+"""A model vendor as the settings know it, and what goes over its wire."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,3 +22,22 @@ class Vendor:
     #: None for a server that wants no key.
     api_key: str | None = field(repr=False)
     base_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    body: bytes = field(repr=False)
+    #: pydantic-ai's name of the vendor, under which the vendor's data is attached to parts.
+    vendor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that tells an error."""
+
+    status: int
+    content_type: str
+    body: bytes

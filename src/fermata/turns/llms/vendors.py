@@ -11,12 +11,13 @@ from contextlib import aclosing, asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import orjson
 import structlog
 
 from fermata.turns.llms import anthropic_answers, openai_answers
 from fermata.turns.llms.sse import EventSplitter, EventTooLongError
-from fermata.turns.llms.vendor import Protocol, Vendor
-from fermata.turns.llms.vendor_errors import Trouble, VendorError
+from fermata.turns.llms.vendor import Protocol, Refusal, Request, Vendor
+from fermata.turns.llms.vendor_errors import Trouble, VendorError, decide_trouble, read_retry_after
 from fermata.turns.model import ModelCall, ModelEvent
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ READ_LIMIT = 300.0
 #: they gather by themselves. Being woken for each token would cost more than all that is done with it.
 GATHER_FOR = 0.02
 GATHERED = 1 << 14
+#: Bytes of an answer that tells an error; more than this says nothing more.
+ERROR_LIMIT = 1 << 16
 
 
 class VendorLlm:
@@ -89,21 +92,19 @@ class VendorLlm:
         log.warning("model_call_failed", vendor=vendor, trouble=trouble, status=error.status, again=again)
 
     async def _answer(self, call: ModelCall) -> AsyncGenerator[ModelEvent, None]:
-        """One request; closing the iterator ends it. What the network raises becomes a `VendorError`."""
+        """One answer; closing the iterator ends it. What the network raises becomes a `VendorError`."""
         session = await self._open_session()
         import aiohttp
 
-        from fermata.turns.llms import requests
-
         try:
-            async with requests.ask(session, self._vendor, call) as answer:
-                reader, splitter = self._reader(answer.vendor), EventSplitter()
-                while piece := await answer.response.content.readany():
+            async with self._ask(session, call) as (response, vendor):
+                reader, splitter = self._reader(vendor), EventSplitter()
+                while piece := await response.content.readany():
                     for data in splitter.feed(piece):
                         for event in reader.read(data):
                             yield event
                     if len(piece) < GATHERED:
-                        await _let_gather(answer.response)
+                        await _let_gather(response)
                 for event in reader.end():
                     yield event
         except TimeoutError:
@@ -113,11 +114,36 @@ class VendorLlm:
         except EventTooLongError:
             raise VendorError(Trouble.NOT_UNDERSTOOD) from None
 
+    @asynccontextmanager
+    async def _ask(
+        self, session: "aiohttp.ClientSession", call: ModelCall
+    ) -> "AsyncIterator[tuple[aiohttp.ClientResponse, str]]":
+        """An answer of which only the head has been read, and the vendor's name in its data."""
+        from yarl import URL
+
+        refusals: list[Refusal] = []
+        failed = VendorError(Trouble.NOT_ASKED)
+        while request := await asyncio.to_thread(_build, self._vendor, call, refusals):
+            if refusals:
+                self._note(failed, again=True)
+            url = URL(request.url, encoded=True)
+            async with session.request(
+                request.method, url, data=request.body, headers=request.headers, allow_redirects=False
+            ) as response:
+                if response.status == 200:
+                    yield response, request.vendor
+                    return
+                failed, body = await _refusal(response)
+            if failed.trouble.retriable:
+                break
+            refusals.append(Refusal(response.status, response.content_type, body))
+        raise failed
+
     async def _open_session(self) -> "aiohttp.ClientSession":
         """One for all calls, so that connections are used again. As many at once as there are turns."""
         if self._session is None:
-            # In a thread, because it takes seconds.
-            await asyncio.to_thread(import_module, "fermata.turns.llms.requests")
+            # In a thread, because it takes a third of a second.
+            await asyncio.to_thread(import_module, "aiohttp")
         import aiohttp
 
         if self._session is None:
@@ -136,3 +162,21 @@ async def _let_gather(response: "aiohttp.ClientResponse") -> None:
     connection.protocol.pause_reading()
     await asyncio.sleep(GATHER_FOR)
     connection.protocol.resume_reading()
+
+
+def _build(vendor: Vendor, call: ModelCall, refusals: Sequence[Refusal]) -> Request | None:
+    """Imports pydantic-ai with the first call: for a thread."""
+    from fermata.turns.llms import requests
+
+    return requests.build(vendor, call, refusals)
+
+
+async def _refusal(response: "aiohttp.ClientResponse") -> tuple[VendorError, bytes]:
+    raw = await response.content.read(ERROR_LIMIT)
+    try:
+        told = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        told = None
+    trouble = decide_trouble(response.status, told)
+    pause = read_retry_after(response.headers.get("retry-after"))
+    return VendorError(trouble, status=response.status, retry_after=pause), raw
