@@ -9,6 +9,7 @@ Importing this module takes seconds.
 """
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -30,6 +31,10 @@ from pydantic_ai.tools import ToolDefinition
 from fermata.turns.llms.messages import to_pydantic
 from fermata.turns.llms.vendor import Protocol, Refusal, Request, Vendor
 from fermata.turns.model import ModelCall
+
+# A quarter of a million objects were imported, which stay. Every full collection would walk them, and hold up
+# all turns and viewers for a third of a second.
+gc.freeze()
 
 #: Said by the connection that carries a request.
 _OF_CONNECTIONS = frozenset({"host", "connection", "content-length", "accept-encoding"})
