@@ -1,6 +1,6 @@
 """Everything that is measured, as one table: `what | measured | floor | ratio`.
 
-    python -m bench [--quick]
+    python -m bench
 
 The floor is the least that anything of the kind could take, measured in the same run on the same machine. A
 ratio says how far we are from it; for rates it is how much less we do.
@@ -16,6 +16,9 @@ from typing import Any
 from bench import sandbox, server, turns
 
 Row = tuple[str, str, str, str]
+
+#: Of each thing that is timed; all of it then takes less than four minutes on a busy machine.
+RUNS = 5
 
 
 def row(what: str, measured: float, unit: str, floor: float | None = None, *, rate: bool = False) -> Row:
@@ -73,14 +76,12 @@ def turn_rows(directory: Path) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a third of the runs")
-    runs = 5 if parser.parse_args().quick else 15
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         rows: list[Row] = [("what", "measured", "floor", "ratio"), ("---",) * 4]
         for name, measured in (
-            ("sandbox", lambda directory: sandbox_rows(directory, runs)),
-            ("server", lambda directory: server_rows(directory, runs)),
+            ("sandbox", lambda directory: sandbox_rows(directory, RUNS)),
+            ("server", lambda directory: server_rows(directory, RUNS)),
             ("turns", turn_rows),
         ):
             directory = Path(place) / name

@@ -69,6 +69,8 @@ class StreamService:
                 if page.is_last:
                     return
                 if page.has_more:
+                    # What was read goes out, and others have their turn, before the next page.
+                    await asyncio.sleep(0)
                     continue
                 if now() - silent_since >= HEARTBEAT.total_seconds():
                     yield Batch(at, ())
