@@ -476,3 +476,36 @@ async def test_a_call_that_is_cancelled_before_its_answer_ends_its_request(proto
             await task
         async with asyncio.timeout(5):
             await server.dropped.wait()
+
+
+@pytest.mark.parametrize("protocol", [Protocol.OPENAI, Protocol.ANTHROPIC])
+@pytest.mark.parametrize(
+    ("output", "sent"),
+    [("", "(no output)"), (None, "(no output)"), ([1, ""], '[1,""]'), ({"a": 1}, '{"a":1}')],
+)
+async def test_a_result_of_any_shape_is_one_text_that_is_not_blank(
+    protocol: Protocol, output: Any, sent: str
+) -> None:
+    history = (
+        UserMessage((Text("a"),)),
+        AssistantMessage((ToolCall("t", "bash", {}),)),
+        ToolMessage((ToolResult("t", "bash", output),)),
+    )
+    answer = {
+        Protocol.OPENAI: openai_text("ok"),
+        Protocol.ANTHROPIC: anthropic_answer(({"type": "text", "text": "ok"}, []), stop="end_turn"),
+    }[protocol]
+    async with VendorServer(answer) as server, a_door(server, protocol) as llm:
+        await events_of(llm, a_call(*history, model="claude-test"))
+    content = server.requests[0]["messages"][-1]["content"]
+    if protocol is Protocol.ANTHROPIC:
+        ((content,),) = ([block["text"] for block in result["content"]] for result in content)
+    assert content == sent
+
+
+async def test_an_answer_that_is_neither_an_answer_nor_an_error_is_a_failure() -> None:
+    elsewhere = (302, {"location": "http://127.0.0.1:1/"}, {})
+    async with VendorServer(*[elsewhere] * 3) as server, a_door(server) as llm:
+        with pytest.raises(ModelError, match="failed to answer"):
+            await events_of(llm, a_call())
+    assert all("authorization" in headers for headers in server.headers)

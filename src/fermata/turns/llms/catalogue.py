@@ -25,7 +25,7 @@ GATEWAY_URL = "https://ai-gateway.vercel.sh/v1"
 #: Listed, and the first of them the default, when the vendor has a key and the settings name no models.
 _WELL_KNOWN = {
     "openai": ("openai/gpt-5.4", "openai/gpt-5.4-mini"),
-    "anthropic": ("anthropic/claude-sonnet-4-5", "anthropic/claude-haiku-4-5"),
+    "anthropic": ("anthropic/claude-sonnet-5-5", "anthropic/claude-haiku-5-5"),
     "gateway": ("openai/gpt-5.4", "anthropic/claude-haiku-4.5", "moonshotai/kimi-k3"),
 }
 

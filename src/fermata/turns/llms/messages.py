@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
+import orjson
 from pydantic_ai import messages as pai
 
 from fermata.turns.model import (
@@ -82,7 +83,10 @@ def _file(file: File) -> pai.UserContent:
 def _tool_return(result: ToolResult, system: str) -> pai.ModelRequestPart:
     call_id = _call_id(result.call_id, system)
     shown = result.output if result.error is None else result.error
-    if isinstance(shown, str) and not shown.strip():
+    if isinstance(shown, list):
+        # The library would take it for several contents.
+        shown = orjson.dumps(shown).decode()
+    if shown is None or (isinstance(shown, str) and not shown.strip()):
         # Anthropic refuses blank text here too.
         shown = "(no output)"
     outcome: Literal["success", "failed"] = "success" if result.error is None else "failed"

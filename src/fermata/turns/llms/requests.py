@@ -117,5 +117,4 @@ class _Notes(httpx2.AsyncBaseTransport):
             self.request = request
             raise _Noted
         refusal = self._refusals.pop(0)
-        headers = {"content-type": refusal.content_type}
-        return httpx2.Response(refusal.status, headers=headers, content=refusal.body, request=request)
+        return httpx2.Response(refusal.status, content=refusal.body, request=request)

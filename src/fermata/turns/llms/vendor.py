@@ -39,5 +39,4 @@ class Refusal:
     """An answer that tells an error."""
 
     status: int
-    content_type: str
     body: bytes

@@ -136,7 +136,7 @@ class VendorLlm:
                 failed, body = await _refusal(response)
             if failed.trouble.retriable:
                 break
-            refusals.append(Refusal(response.status, response.content_type, body))
+            refusals.append(Refusal(response.status, body))
         raise failed
 
     async def _open_session(self) -> "aiohttp.ClientSession":
