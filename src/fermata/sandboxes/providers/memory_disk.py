@@ -127,7 +127,7 @@ class Disk:
         except (FileNotFoundError, NotADirectoryError) as error:
             self._make_parents(parent)
             there = self.locate(parent)
-            if os.path.lexists(there):
+            if os.path.lexists(there) and not os.path.isdir(there):
                 raise NotADirectoryError(errno.ENOTDIR, "not a directory") from error
             with contextlib.suppress(FileExistsError):  # Another writer may have made it just now.
                 os.mkdir(there, 0o755)
