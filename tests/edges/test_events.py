@@ -128,10 +128,11 @@ async def test_a_reader_who_comes_back_misses_nothing_and_sees_nothing_twice(ser
 async def test_events_that_are_written_at_once_all_reach_everybody_in_one_order(served: Served) -> None:
     ada = await served.client()
     async with feed_of(ada) as first, feed_of(ada) as second:
+        for feed in (first, second):
+            assert await feed.next() == {"type": "ready"}
         opened = await asyncio.gather(*(ada.open() for _ in range(20)))
         orders = []
         for feed in (first, second):
-            await feed.next()
             orders.append([(await feed.next())["sessionId"] for _ in range(20)])
     assert orders[0] == orders[1]
     assert set(orders[0]) == {session["id"] for session in opened}

@@ -252,4 +252,4 @@ class CommandChecks(Checks):
         # The fourth is that of the directory which ls reads.
         assert (await shell(box, "exec ls /proc/self/fd")).split() == [b"0", b"1", b"2", b"3"]
         status = await box.exec(["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"])
-        assert status.stdout.split()[1::2] == [b"0" * 16, b"0" * 16]
+        assert status.stdout.split()[1::2] == [b"0" * 16, b"0" * 16], status

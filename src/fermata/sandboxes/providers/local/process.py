@@ -17,6 +17,8 @@ _CHUNK = 256 * 1024
 _WAITING_AT_MOST = 512 * 1024
 #: What a child left behind may still write after the command itself has ended.
 _LINGER_SECONDS = 0.2
+#: Reads of a stream before it is closed; a pipe holds less than one of them takes, unless it is refilled.
+_LAST_READS = 2
 _KILLED = 137
 
 
@@ -122,6 +124,14 @@ class Running:
         self._timer = None
         if self._paused:
             # The reader is slow: what was written before the end is still to be read, at the reader's pace.
+            self._timer_to(_LINGER_SECONDS, self._close_streams)
+            return
+        for descriptor in list(self._open):
+            # This loop may have been late for more than the pause: what is in the pipe is still to be read.
+            for _ in range(_LAST_READS):
+                if descriptor in self._open and not self._paused:
+                    self._on_output(descriptor)
+        if self._paused:
             self._timer_to(_LINGER_SECONDS, self._close_streams)
             return
         for descriptor in list(self._open):
