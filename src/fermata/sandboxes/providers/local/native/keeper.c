@@ -103,6 +103,7 @@ static void give_up(int trouble, int stage) {
 }
 
 static void become_command(const char *cwd, char **argv, char **environment, const int *streams, int trouble) {
+    const unsigned long defaults[8] = {0};
     sigset_t none;
     int fd;
     setsid();
@@ -116,8 +117,10 @@ static void become_command(const char *cwd, char **argv, char **environment, con
         _exit(120);
     trouble = 3;
     syscall(SYS_close_range_, 4, ~0u, 0);
-    for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL);
+    /* By the bare call: the library's own keeps off the three that it uses itself, and who started the server
+       may have ignored those too. Zeros are the default action. */
+    for (int number = 1; number <= 64; number++)
+        syscall(SYS_rt_sigaction, number, defaults, NULL, 8);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     /* When memory runs out a command goes before what keeps it. */
